@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+QUIET := --quiet --disable-pip-version-check
+
+.PHONY: help demo test e2e clean
+
+help:
+	@echo "make demo   stream a run, answer its question, see it finish (ARGS=\"--base-url URL\" for a server of yours)"
+	@echo "make test   lint, type checks, tests with coverage"
+	@echo "make e2e    the same calls against a real langgraph dev"
+
+.venv/pyvenv.cfg:
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "agentproto needs Python 3.11 or newer; try make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install $(QUIET) --upgrade "pip>=25.1"
+
+.venv/installed: .venv/pyvenv.cfg pyproject.toml
+	$(BIN)/python -m pip install $(QUIET) --editable ".[testing]"
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(BIN)/python -m pip install $(QUIET) --group dev
+	@touch $@
+
+demo: .venv/installed
+	@$(BIN)/python examples/quickstart.py $(ARGS)
+
+test: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pyright
+	$(BIN)/pyright --verifytypes agentproto --ignoreexternal
+	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term-missing
+
+e2e: .venv/installed-dev
+	$(BIN)/python -m pytest tests/e2e
+
+clean:
+	rm -rf .venv .e2e .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,322 @@
+"""`RunsClient`: the same calls, driven without an event loop.
+
+The core awaits nothing but its port, and the blocking port never suspends: one `send(None)` runs
+a coroutine of the core to its end, in any thread, inside a running event loop or without one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from types import TracebackType
+from typing import Any, Self, TypeVar, Unpack, overload
+
+import httpx
+from httpx_sse import ServerSentEvent
+
+from ._client import (
+    AsyncRunsClient,
+    CreateArguments,
+    RunCalls,
+    RunStream,
+    StreamState,
+    UpdateArguments,
+    as_httpx_sse,
+    common_settings,
+    warn_not_closed,
+)
+from ._io import AuthTypes, blocking_io, checked_auth, headers_of
+from ._models import (
+    RunCreate,
+    RunEvent,
+    RunLike,
+    RunUpdate,
+    RunWaitResponse,
+)
+from ._session import Session
+from ._settings import Timeout
+
+T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def drive(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine of the core to its end.
+
+    Raises:
+        RuntimeError: if it suspends, which nothing under the blocking port may do.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        return done.value  # type: ignore[no-any-return]  # what the coroutine returned
+    coroutine.close()
+    raise RuntimeError(
+        "the core of agentproto suspended under the blocking client, which has no event loop: "
+        "is an asynchronous transport or auth in use?"
+    )
+
+
+def _documented_as(original: Callable[..., Any]) -> Callable[[F], F]:
+    def document(function: F) -> F:
+        function.__doc__ = original.__doc__
+        return function
+
+    return document
+
+
+class BlockingRunStream(StreamState[T]):
+    """The events of a run: an iterator and a context manager in one.
+
+    The request goes out on `with` or on the first event. Leaving the block, finishing or failing
+    closes the connection at once. A stream is consumed once, by one of `for`, `text()` and
+    `iter_sse()`; `final()` may follow any of them. One left by `break` outside a `with` block is
+    closed when it is collected, with a `ResourceWarning`.
+    """
+
+    def __enter__(self) -> Self:
+        drive(self.core.start())
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __iter__(self) -> Self:
+        self.core.claim("for")
+        return self
+
+    def __next__(self) -> RunEvent[T]:
+        event = self.core.take() or drive(self.core.next())
+        if event is None:
+            raise StopIteration
+        return event
+
+    @_documented_as(RunStream[Any].aiter_sse)
+    def iter_sse(self) -> Iterator[ServerSentEvent]:
+        self.core.claim("iter_sse()")
+        return self._blocks()
+
+    def _blocks(self) -> Iterator[ServerSentEvent]:
+        while (sse := drive(self.core.next_raw())) is not None:
+            yield as_httpx_sse(sse)
+
+    @_documented_as(RunStream[Any].text)
+    def text(self) -> Iterator[str]:
+        self.core.claim("text()")
+        return self._pieces()
+
+    def _pieces(self) -> Iterator[str]:
+        while drive(self.core.next()) is not None:
+            if self.core.new_text:
+                yield self.core.new_text
+
+    @_documented_as(RunStream[Any].final)
+    def final(self) -> RunWaitResponse[T]:
+        return drive(self.core.final())
+
+    @_documented_as(RunStream[Any].aclose)
+    def close(self) -> None:
+        drive(self.core.close())
+
+    def __del__(self) -> None:
+        if self.core.holds_connection:
+            warn_not_closed(self)
+            self.close()
+
+
+class RunsClient:
+    """Client of the Runs API of one server, without an event loop.
+
+    The same as `AsyncRunsClient` without `await`: the same arguments, results and errors. It
+    may be used inside a running event loop, which it blocks, and from several threads. In a
+    forked process it makes connections of its own.
+
+    A blocked call ends by its timeout, not by cancellation.
+
+    Args:
+        base_url: root of the API, with a path where it has one. Credentials in it become `auth`.
+        headers: sent with every request.
+        auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
+        timeout: limits in seconds; a number is the limit of silence, None is no limit.
+        raise_on_failure: whether a run that ends in `error` or `timeout` raises
+            `RunFailedError`, or is returned like any other.
+        transport: an httpx transport in the place of the network's.
+        http_client: the caller's own `httpx.Client`: used, and never closed.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost",
+        *,
+        headers: Mapping[str, str] | None = None,
+        auth: AuthTypes | None = None,
+        timeout: Timeout | float | None = Timeout(),
+        raise_on_failure: bool = True,
+        transport: httpx.BaseTransport | None = None,
+        http_client: httpx.Client | None = None,
+    ) -> None:
+        url, credentials, settings = common_settings(
+            base_url,
+            headers=headers,
+            client_headers=headers_of(http_client),
+            timeout=timeout,
+            raise_on_failure=raise_on_failure,
+        )
+        io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
+        self._session = Session(io, url)
+        self._calls = RunCalls(self._session, settings)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._session.base_url}>"
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @_documented_as(AsyncRunsClient.aclose)
+    def close(self) -> None:
+        drive(self._session.io.close())
+
+    @overload
+    def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[T]: ...
+    @_documented_as(AsyncRunsClient.create_and_wait_run)
+    def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[Any]:
+        return drive(
+            self._calls.create_and_wait_run(run_create, values_type=values_type, **arguments)
+        )
+
+    @overload
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> BlockingRunStream[dict[str, Any]]: ...
+    @overload
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[CreateArguments],
+    ) -> BlockingRunStream[T]: ...
+    @_documented_as(AsyncRunsClient.create_and_stream_run)
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> BlockingRunStream[Any]:
+        stream = self._calls.create_and_stream_run(run_create, values_type=values_type, **arguments)
+        return BlockingRunStream(stream.core)
+
+    @overload
+    def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[T]: ...
+    @_documented_as(AsyncRunsClient.update_and_wait_run)
+    def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[Any]:
+        return drive(
+            self._calls.update_and_wait_run(run, run_update, values_type=values_type, **arguments)
+        )
+
+    @overload
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> BlockingRunStream[dict[str, Any]]: ...
+    @overload
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[UpdateArguments],
+    ) -> BlockingRunStream[T]: ...
+    @_documented_as(AsyncRunsClient.update_and_stream_run)
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> BlockingRunStream[Any]:
+        stream = self._calls.update_and_stream_run(
+            run, run_update, values_type=values_type, **arguments
+        )
+        return BlockingRunStream(stream.core)

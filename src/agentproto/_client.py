@@ -1,0 +1,545 @@
+"""`AsyncRunsClient` and `RunStream`: name an operation, hand it over to the session."""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
+
+import httpx
+from httpx_sse import ServerSentEvent
+from pydantic import ValidationError
+
+from ._dialects import agent_protocol as dialect
+from ._events import first_problem
+from ._io import AuthTypes, async_io, checked_auth, headers_of
+from ._models import (
+    Command,
+    Interrupt,
+    RunCreate,
+    RunCreateFields,
+    RunEvent,
+    RunLike,
+    RunRef,
+    RunUpdate,
+    RunUpdateFields,
+    RunWaitResponse,
+    run_ref,
+)
+from ._session import CallSettings, Session
+from ._settings import Timeout, checked_headers, split_base_url, timeout_from
+from ._sse import ServerSentEvent as Block
+from ._stream import Ended, EventStream
+from ._version import __version__
+
+T = TypeVar("T")
+M = TypeVar("M", RunCreate, RunUpdate)
+
+
+class CallOptions(TypedDict, total=False):
+    """Options of one call, beside the fields of its body.
+
+    `extra_body`: fields that a server adds to the protocol, sent as they are.
+    `timeout`: the limits of this call, in the place of the client's.
+    `raise_on_failure`: whether a failed run raises `RunFailedError`.
+    `headers`: sent beside the client's own, which they replace where the names are equal.
+    """
+
+    extra_body: Mapping[str, Any] | None
+    timeout: Timeout | float | None
+    raise_on_failure: bool
+    headers: Mapping[str, str] | None
+
+
+class CreateArguments(RunCreateFields, CallOptions, total=False):
+    """What a create takes as keywords: the fields of `RunCreate`, and `CallOptions`."""
+
+
+class UpdateArguments(RunUpdateFields, CallOptions, total=False):
+    """What an update takes as keywords: the fields of `RunUpdate`, and `CallOptions`."""
+
+
+class StreamState(Generic[T]):
+    """What a stream of either client knows of itself."""
+
+    def __init__(self, stream: EventStream[T]) -> None:
+        self.core = stream
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} run={self.run} ended={self.ended!r}>"
+
+    @property
+    def run(self) -> RunRef | None:
+        """Which run this is, as soon as a header or the first event told it."""
+        return self.core.run
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, as soon as it is known."""
+        return None if self.run is None else self.run.run_id
+
+    @property
+    def thread_id(self) -> str | None:
+        """Id of the run's thread, as soon as it is known."""
+        return None if self.run is None else self.run.thread_id
+
+    @property
+    def last_event_id(self) -> str | None:
+        """Id of the last event that was handed over; None where the server gives none."""
+        return self.core.last_event_id
+
+    @property
+    def interrupts(self) -> list[Interrupt]:
+        """What the run asks a person, as far as the events have told it."""
+        return list(self.core.interrupts)
+
+    @property
+    def response(self) -> httpx.Response:
+        """The response: status and headers; its body is this stream.
+
+        Raises:
+            RuntimeError: the stream has not started.
+        """
+        if self.core.exchange is None:
+            raise RuntimeError("the stream has not started: enter it, or take the first event")
+        return self.core.exchange.response
+
+    @property
+    def ended(self) -> Ended | None:
+        """How the stream ended; None while it goes on.
+
+        `end`: the server said so. `error`: the run failed. `eof`: the connection ended in order,
+        without a word of the run. `closed`: by the caller. `cut`: by a failure.
+        """
+        return self.core.ended
+
+
+class RunStream(StreamState[T]):
+    """The events of a run: an async iterator and an async context manager in one.
+
+    The request goes out on `async with` or on the first event. Leaving the block, finishing,
+    failing or being cancelled closes the connection at once. A stream is consumed once, by one of
+    `async for`, `text()` and `aiter_sse()`; `final()` may follow any of them.
+    """
+
+    async def __aenter__(self) -> Self:
+        await self.core.start()
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def __aiter__(self) -> Self:
+        self.core.claim("async for")
+        return self
+
+    async def __anext__(self) -> RunEvent[T]:
+        event = self.core.take() or await self.core.next()
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+    def aiter_sse(self) -> AsyncIterator[ServerSentEvent]:
+        """The same stream as raw `httpx_sse.ServerSentEvent`s: nothing is decoded.
+
+        Yields `error` and `end` like any other, and never raises `RunFailedError`.
+
+        Raises:
+            AgentProtoError: the stream could not be opened, or was cut.
+        """
+        self.core.claim("aiter_sse()")
+        return self._blocks()
+
+    async def _blocks(self) -> AsyncIterator[ServerSentEvent]:
+        while (sse := await self.core.next_raw()) is not None:
+            yield as_httpx_sse(sse)
+
+    def text(self) -> AsyncIterator[str]:
+        """Only what the assistant says, piece by piece, in whichever form the server sends it.
+
+        Raises:
+            AgentProtoError: as iteration over the events does.
+        """
+        self.core.claim("text()")
+        return self._pieces()
+
+    async def _pieces(self) -> AsyncIterator[str]:
+        while await self.core.next() is not None:
+            if self.core.new_text:
+                yield self.core.new_text
+
+    async def final(self) -> RunWaitResponse[T]:
+        """Drain the stream, then tell the output of the run.
+
+        It comes from the last values and the messages that were streamed. Where no values were,
+        the server is asked for them (`GET /runs/{run_id}/wait`); a server without that call
+        leaves `values` None.
+
+        Raises:
+            RunFailedError: the run failed.
+            AgentProtoError: as iteration over the events does.
+            RuntimeError: the stream was closed before its end.
+        """
+        return await self.core.final()
+
+    async def aclose(self) -> None:
+        """Stop now and close the connection. More than once is fine."""
+        await self.core.close()
+
+    def __del__(self) -> None:
+        if self.core.holds_connection:
+            warn_not_closed(self)
+
+
+def as_httpx_sse(sse: Block) -> ServerSentEvent:
+    """A block as httpx-sse has it."""
+    return ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
+
+
+def warn_not_closed(stream: object) -> None:
+    """Say that a stream was dropped with its connection open."""
+    warnings.warn(f"{stream!r} was not closed; use it in a with block", ResourceWarning, 2, stream)
+
+
+class RunCalls:
+    """The calls of the Runs API over any port."""
+
+    def __init__(self, session: Session, settings: CallSettings) -> None:
+        self._session = session
+        self._settings = settings
+
+    @overload
+    async def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    async def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[T]: ...
+    async def create_and_wait_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunWaitResponse[Any]:
+        """Create a run, wait until it ends and return its final output.
+
+        Takes a `RunCreate`, or its fields as keywords: `agent_id`, `thread_id`, `input` (any
+        JSON), `messages`, `metadata`, `config`, `webhook`, `stream_mode`, `on_completion`,
+        `on_disconnect`, `if_not_exists`. Only what is set is sent.
+
+        The connection stays open for as long as the run takes; `timeout.idle` (seconds without a
+        byte, 300 by default) is the limit that matters. An interrupted run is no failure: see
+        `interrupts` of the response, and go on with `update_and_wait_run`.
+
+        Options: `values_type` (a pydantic model, dataclass or TypedDict for `values`),
+        `extra_body`, `timeout` (seconds, or a `Timeout`), `raise_on_failure`, `headers`.
+
+        Raises:
+            RunFailedError: the run ended with status `error` or `timeout`.
+            StatusError: the server refused, by status: `NotFoundError` (404: no such agent or
+                thread), `ConflictError` (409), `UnprocessableRequestError` (422), and others.
+            TransportError: nothing usable came back; the run may have been created.
+            ProtocolError: the answer is not of the protocol.
+            TypeError, ValueError: an argument is wrong; nothing was sent.
+
+        Spec: POST /runs/wait
+        """
+        fields, extra, settings = self._split(arguments)
+        body = _one_of(RunCreate, run_create, fields)
+        operation = dialect.create_and_wait_run(body, extra, values_type)
+        return await self._session.wait(operation, settings)
+
+    @overload
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunStream[dict[str, Any]]: ...
+    @overload
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[CreateArguments],
+    ) -> RunStream[T]: ...
+    def create_and_stream_run(
+        self,
+        run_create: RunCreate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[CreateArguments],
+    ) -> RunStream[Any]:
+        """Create a run and stream its events.
+
+        Takes what `create_and_wait_run` takes. `stream_mode` says which events are wanted:
+        `values`, `messages`, `updates`, `custom`, or a list of them.
+
+        Nothing is sent until the stream is entered or iterated. A run whose stream is left is
+        cancelled by the server, unless it was created with `on_disconnect="continue"`.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; nothing was sent.
+
+        Entering and iterating raise:
+            StatusError, TransportError, ProtocolError: as `create_and_wait_run`.
+            StreamInterruptedError: the stream was cut.
+            RunFailedError: the run failed, told by an `error` event or by `end`.
+
+        Spec: POST /runs/stream
+        """
+        fields, extra, settings = self._split(arguments)
+        body = _one_of(RunCreate, run_create, fields)
+        operation = dialect.create_and_stream_run(body, extra, values_type)
+        return RunStream(EventStream(self._session, operation, settings))
+
+    @overload
+    async def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    async def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[T]: ...
+    async def update_and_wait_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunWaitResponse[Any]:
+        """Update (resume) a run, wait until it ends and return its final output.
+
+        `run` is a run id, or what knows one: a `RunRef` such as `stream.run`, a `Run`, a
+        `RunWaitResponse`. Takes a `RunUpdate`, or its field as keyword:
+        `command=Command(resume=...)`. A resume is never sent twice by itself.
+
+        Options and errors are those of `create_and_wait_run`; `NotFoundError` is an unknown run,
+        `ConflictError` one that waits for no answer.
+
+        Spec: POST /runs/{run_id}/wait
+        """
+        fields, extra, settings = self._split(arguments)
+        ref, body = run_ref(run), _one_of(RunUpdate, run_update, fields)
+        operation = dialect.update_and_wait_run(ref, body, extra, values_type)
+        return await self._session.wait(operation, settings)
+
+    @overload
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunStream[dict[str, Any]]: ...
+    @overload
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[T],
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunStream[T]: ...
+    def update_and_stream_run(
+        self,
+        run: RunLike,
+        run_update: RunUpdate | None = None,
+        /,
+        *,
+        values_type: type[Any] | None = None,
+        **arguments: Unpack[UpdateArguments],
+    ) -> RunStream[Any]:
+        """Update (resume) a run and stream its events from there on.
+
+        Takes what `update_and_wait_run` takes; the stream is that of `create_and_stream_run`.
+
+        Spec: POST /runs/{run_id}/stream
+        """
+        fields, extra, settings = self._split(arguments)
+        ref, body = run_ref(run), _one_of(RunUpdate, run_update, fields)
+        operation = dialect.update_and_stream_run(ref, body, extra, values_type)
+        return RunStream(EventStream(self._session, operation, settings))
+
+    def _split(
+        self, arguments: Mapping[str, Any]
+    ) -> tuple[dict[str, Any], Mapping[str, Any] | None, CallSettings]:
+        fields = dict(arguments)
+        options = {name: fields.pop(name) for name in _OPTIONS & fields.keys()}
+        return fields, _mapping(options.get("extra_body")), _with_options(self._settings, options)
+
+
+def _mapping(extra_body: object) -> Mapping[str, Any] | None:
+    if extra_body is None or isinstance(extra_body, Mapping):
+        return cast("Mapping[str, Any] | None", extra_body)
+    raise TypeError(f"extra_body: expected a mapping, got {type(extra_body).__name__}")
+
+
+_OPTIONS = CallOptions.__optional_keys__
+
+
+def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSettings:
+    if options.get("headers"):
+        both = {**settings.headers, **checked_headers(options["headers"])}
+        settings = replace(settings, headers=both)
+    if "timeout" in options:
+        settings = replace(settings, timeout=timeout_from(options["timeout"]))
+    if "raise_on_failure" in options:
+        settings = replace(settings, raise_on_failure=options["raise_on_failure"])
+    return settings
+
+
+def _one_of(model: type[M], given: M | None, fields: Mapping[str, Any]) -> M:
+    if given is None:
+        _check_names(model, fields)
+        try:
+            return model.model_validate(fields)
+        except ValidationError as exc:
+            raise ValueError(f"{model.__name__}: {first_problem(exc)}") from exc
+    _check_kind(model, given)
+    if fields:
+        raise TypeError(
+            f"got a {model.__name__} and the field {min(fields)!r}, too: "
+            "give the model, or its fields as keywords"
+        )
+    return given
+
+
+def _check_kind(model: type[object], given: object) -> None:
+    if not isinstance(given, model):
+        raise TypeError(
+            f"expected {model.__name__} or its fields as keywords, got {type(given).__name__}"
+        )
+
+
+def _check_names(model: type[RunCreate | RunUpdate], fields: Mapping[str, Any]) -> None:
+    known = model.model_fields.keys()
+    for name in fields.keys() - known:
+        if model is RunUpdate and name in Command.model_fields:
+            raise TypeError(f"{name!r} is part of the command: command=Command({name}=...)")
+        close = difflib.get_close_matches(name, {*known, *_OPTIONS, "values_type"}, 1)
+        meant = f"did you mean {close[0]!r}?" if close else "extra_body= takes what a server adds"
+        raise TypeError(f"{model.__name__} has no field {name!r}; {meant}")
+
+
+def common_settings(
+    base_url: str,
+    *,
+    headers: Mapping[str, str] | None,
+    client_headers: Mapping[str, str],
+    timeout: Timeout | float | None,
+    raise_on_failure: bool,
+) -> tuple[str, AuthTypes | None, CallSettings]:
+    """What both clients make of their arguments: base URL, its credentials, settings."""
+    url, credentials = split_base_url(base_url)
+    ours = {"user-agent": f"agentproto/{__version__}", **client_headers}
+    settings = CallSettings(
+        headers={**ours, **checked_headers(headers)},
+        timeout=timeout_from(timeout),
+        raise_on_failure=raise_on_failure,
+    )
+    return url, credentials, settings
+
+
+class AsyncRunsClient(RunCalls):
+    """Client of the Runs API of one server.
+
+    Works with and without `async with`; `aclose()` closes its connections.
+
+    Args:
+        base_url: root of the API, with a path where it has one. Credentials in it become `auth`.
+        headers: sent with every request.
+        auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
+        timeout: limits in seconds; a number is the limit of silence, None is no limit.
+        raise_on_failure: whether a run that ends in `error` or `timeout` raises
+            `RunFailedError`, or is returned like any other.
+        transport: an httpx transport in the place of the network's.
+        http_client: the caller's own client, for TLS, proxies and pool limits: it is used and
+            never closed. Its `base_url` is ignored; its headers and auth apply unless ours are
+            given.
+
+    Raises:
+        TypeError, ValueError: an argument is wrong.
+    """
+
+    def __init__(
+        self,
+        base_url: str = "http://localhost",
+        *,
+        headers: Mapping[str, str] | None = None,
+        auth: AuthTypes | None = None,
+        timeout: Timeout | float | None = Timeout(),
+        raise_on_failure: bool = True,
+        transport: httpx.AsyncBaseTransport | None = None,
+        http_client: httpx.AsyncClient | None = None,
+    ) -> None:
+        url, credentials, settings = common_settings(
+            base_url,
+            headers=headers,
+            client_headers=headers_of(http_client),
+            timeout=timeout,
+            raise_on_failure=raise_on_failure,
+        )
+        io = async_io(transport, http_client, checked_auth(auth) or credentials)
+        super().__init__(Session(io, url), settings)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._session.base_url}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections. More than once is fine; a client of the caller's stays open."""
+        await self._session.io.close()

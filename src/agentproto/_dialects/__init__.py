@@ -1,0 +1,58 @@
+"""What differs between servers, as data: one pure function per operation and dialect.
+
+An `Operation` says what to send and how to read the answer; nothing here sends anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from .._models import RunEvent, RunRef, RunWaitResponse
+from .._sse import ServerSentEvent
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole response: headers and body of a 2xx."""
+
+    headers: Mapping[str, str]
+    body: bytes
+    asked: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to send. `path` is percent-encoded and relative to the base URL."""
+
+    method: str
+    path: str
+    content: bytes | None = None
+    run: RunRef | None = None
+    run_named_by: Callable[[Mapping[str, str]], RunRef | None]
+
+    @property
+    def asked(self) -> str:
+        """The request as a message names it."""
+        return f"{self.method} {self.path}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation(Request, Generic[T]):
+    """A call whose answer is one JSON body."""
+
+    decode: Callable[[Answer], T]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamOperation(Request, Generic[T]):
+    """A call whose answer is a stream of events.
+
+    `result` is the call that tells the output of the run once it has ended.
+    """
+
+    decode: Callable[[ServerSentEvent], RunEvent[T]]
+    result: Callable[[RunRef], Operation[RunWaitResponse[T]]]

@@ -1,0 +1,219 @@
+"""The operations as the Agent Protocol has them: openapi revision 47dcc84, `/runs`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter, ValidationError
+
+from .._errors import ProtocolError
+from .._events import (
+    EventReader,
+    first_problem,
+    interrupts_in,
+    messages_in,
+    shown,
+    take_interrupts,
+    values_adapter,
+)
+from .._json import parse_json, to_json
+from .._models import (
+    FAILED,
+    Run,
+    RunCreate,
+    RunRef,
+    RunUpdate,
+    RunWaitResponse,
+    WireModel,
+    is_one_segment,
+)
+from .._shapes import as_object
+from . import Answer, Operation, StreamOperation
+
+T = TypeVar("T")
+
+
+def create_and_wait_run(
+    run_create: RunCreate, extra_body: Mapping[str, Any] | None, values_type: type[T] | None
+) -> Operation[RunWaitResponse[T]]:
+    """Spec: POST /runs/wait"""
+    return Operation(
+        method="POST",
+        path="runs/wait",
+        content=_body(run_create, extra_body),
+        run_named_by=run_named_by,
+        decode=_wait_decoder(None, values_type),
+    )
+
+
+def create_and_stream_run(
+    run_create: RunCreate, extra_body: Mapping[str, Any] | None, values_type: type[T] | None
+) -> StreamOperation[T]:
+    """Spec: POST /runs/stream"""
+    return StreamOperation(
+        method="POST",
+        path="runs/stream",
+        content=_body(run_create, extra_body),
+        run_named_by=run_named_by,
+        decode=EventReader(values_type),
+        result=partial(wait_run, values_type=values_type),
+    )
+
+
+def update_and_wait_run(
+    run: RunRef,
+    run_update: RunUpdate,
+    extra_body: Mapping[str, Any] | None,
+    values_type: type[T] | None,
+) -> Operation[RunWaitResponse[T]]:
+    """Spec: POST /runs/{run_id}/wait"""
+    return Operation(
+        method="POST",
+        path=f"runs/{_segment(run)}/wait",
+        content=_body(run_update, extra_body),
+        run=run,
+        run_named_by=run_named_by,
+        decode=_wait_decoder(run, values_type),
+    )
+
+
+def update_and_stream_run(
+    run: RunRef,
+    run_update: RunUpdate,
+    extra_body: Mapping[str, Any] | None,
+    values_type: type[T] | None,
+) -> StreamOperation[T]:
+    """Spec: POST /runs/{run_id}/stream"""
+    return StreamOperation(
+        method="POST",
+        path=f"runs/{_segment(run)}/stream",
+        content=_body(run_update, extra_body),
+        run=run,
+        run_named_by=run_named_by,
+        decode=EventReader(values_type),
+        result=partial(wait_run, values_type=values_type),
+    )
+
+
+def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitResponse[T]]:
+    """Spec: GET /runs/{run_id}/wait"""
+    return Operation(
+        method="GET",
+        path=f"runs/{_segment(run)}/wait",
+        run=run,
+        run_named_by=run_named_by,
+        decode=_wait_decoder(run, values_type),
+    )
+
+
+_RUN_AT_END = re.compile(r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/stream)?/?$")
+
+
+def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
+    """The run that Content-Location or Location name; only the ids are read out of the URL."""
+    for name in ("content-location", "location"):
+        found = _RUN_AT_END.search(headers.get(name, ""))
+        if found is None:
+            continue
+        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
+        if is_one_segment(run_id):
+            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
+    return None
+
+
+def _segment(run: RunRef) -> str:
+    return quote(run.run_id, safe="")
+
+
+def _body(model: WireModel, extra_body: Mapping[str, Any] | None) -> bytes:
+    fields = model.fields_to_send()
+    extra = dict(extra_body or {})
+    twice = sorted(fields.keys() & extra.keys())
+    if twice:
+        raise ValueError(f"extra_body: {twice[0]!r} is set as a field of the call, too")
+    return to_json({**fields, **extra})
+
+
+def _wait_decoder(run: RunRef | None, values_type: type[T] | None) -> Any:
+    adapter = None if values_type is None else values_adapter(values_type)
+    return partial(_wait_response, run=run, adapter=adapter)
+
+
+def _wait_response(
+    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None
+) -> RunWaitResponse[T]:
+    data = _object_in(answer)
+    if "run" not in data and "values" not in data:
+        data = {"values": data, "messages": messages_in(data)}
+    try:
+        return _response_from(data, run_named_by(answer.headers) or run, adapter)
+    except ValidationError as exc:
+        raise _unusable(answer, first_problem(exc)) from exc
+
+
+def _object_in(answer: Answer) -> dict[str, Any]:
+    try:
+        data = parse_json(answer.body)
+    except ValueError as exc:
+        raise _unusable(answer, str(exc)) from exc
+    found = as_object(data)
+    if found is None:
+        raise _unusable(answer, f"got {type(data).__name__}")
+    return found
+
+
+def _unusable(answer: Answer, problem: str) -> ProtocolError:
+    content_type = answer.headers.get("content-type", "no content type")
+    return ProtocolError(
+        f"expected a JSON object with run, values and messages from {answer.asked}, "
+        f"got {content_type}: {problem}; is base_url the root of the API? "
+        f"body: {shown(answer.body)}",
+        raw=answer.body,
+    )
+
+
+def _response_from(
+    data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
+) -> RunWaitResponse[T]:
+    run = _run_from(data.get("run"), ref)
+    state, interrupts = take_interrupts(data.get("values"))
+    pending = [*interrupts, *interrupts_in(data.get("interrupts") or [])]
+    return _WAIT_RESPONSE.validate_python(
+        {
+            **data,
+            "run": run,
+            "values": _typed(state, run, adapter, asks=bool(pending)),
+            "messages": data.get("messages") or [],
+            "interrupts": pending,
+        }
+    )
+
+
+def _run_from(data: object, ref: RunRef | None) -> Run:
+    run = Run.model_validate(data or {})
+    if ref is None:
+        return run
+    known = {"run_id": run.run_id or ref.run_id, "thread_id": run.thread_id or ref.thread_id}
+    return run.model_copy(update=known)
+
+
+def _typed(state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool) -> Any:
+    if state is None or (adapter is not None and asks and not state):
+        return None
+    if adapter is None:
+        return _PLAIN.validate_python(state)
+    try:
+        return adapter.validate_python(state)
+    except ValidationError:
+        # A failed run is told as such, whether or not it got as far as the values asked for.
+        if run.status in FAILED:
+            return None
+        raise
+
+
+_WAIT_RESPONSE: TypeAdapter[RunWaitResponse[Any]] = TypeAdapter(RunWaitResponse)
+_PLAIN: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])

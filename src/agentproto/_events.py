@@ -1,0 +1,389 @@
+"""From JSON of a server to what the caller gets: typed events, and what they add up to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable
+from functools import lru_cache
+from io import StringIO
+from itertools import groupby, takewhile
+from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
+
+from ._errors import ProtocolError, error_from_json
+from ._json import parse_json
+from ._models import (
+    CustomEvent,
+    EndEvent,
+    ErrorEvent,
+    ErrorResponse,
+    Interrupt,
+    Message,
+    MessageAnyBlock,
+    MessagesEvent,
+    MessageTextBlock,
+    MetadataEvent,
+    RunEvent,
+    RunStatus,
+    UnknownEvent,
+    UpdatesEvent,
+    ValuesEvent,
+)
+from ._shapes import as_list, as_object
+from ._sse import ServerSentEvent
+
+T = TypeVar("T")
+Kind: TypeAlias = Literal["chunk", "partial", "complete", "metadata"]
+
+INTERRUPT = "__interrupt__"
+MAX_RAW_SHOWN = 200
+
+
+def values_adapter(values_type: type[T]) -> TypeAdapter[T]:
+    """What validates values of this type.
+
+    Raises:
+        TypeError: if pydantic has no schema for it.
+    """
+    try:
+        return _cached_adapter(cast("Hashable", values_type))
+    except PydanticUserError as exc:
+        raise TypeError(
+            f"values_type: expected a pydantic model, dataclass or TypedDict, "
+            f"got {values_type!r}: {exc.message}"
+        ) from exc
+
+
+@lru_cache(maxsize=128)
+def _cached_adapter(values_type: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast("type[Any]", values_type))
+
+
+def take_interrupts(data: Any) -> tuple[Any, tuple[Interrupt, ...]]:
+    """State without its `__interrupt__`, and the interrupts that stood in it."""
+    state = as_object(data)
+    if state is None or INTERRUPT not in state:
+        return data, ()
+    rest = {name: value for name, value in state.items() if name != INTERRUPT}
+    return rest, interrupts_in(state[INTERRUPT])
+
+
+def interrupts_in(found: object) -> tuple[Interrupt, ...]:
+    """Interrupts from what stands under `__interrupt__`; a bare value becomes one without id."""
+    items = as_list(found)
+    return tuple(_interrupt(item) for item in ([found] if items is None else items))
+
+
+def _interrupt(item: object) -> Interrupt:
+    try:
+        return Interrupt.model_validate(item)
+    except ValidationError:
+        return Interrupt(value=item)
+
+
+def merge_interrupts(known: list[Interrupt], more: Iterable[Interrupt]) -> None:
+    """Add those not yet known, by id: some servers tell parallel ones one event at a time."""
+    for interrupt in more:
+        same = [
+            i
+            for i, k in enumerate(known)
+            if (k.id == interrupt.id if interrupt.id is not None else k == interrupt)
+        ]
+        if not same:
+            known.append(interrupt)
+
+
+class EventReader(Generic[T]):
+    """Server-sent events to `RunEvent`s. It remembers the last root values, nothing else."""
+
+    def __init__(self, values_type: type[T] | None) -> None:
+        self._adapter = None if values_type is None else values_adapter(values_type)
+        self._last_values: Any = None
+
+    def __call__(self, sse: ServerSentEvent) -> RunEvent[T]:
+        """The event in a block.
+
+        Raises:
+            ProtocolError: if its name is of the protocol and its data is not.
+        """
+        name, _, inner = sse.event.partition("|")
+        namespace = tuple(inner.split("|")) if inner else ()
+        try:
+            if name == "values":
+                return self._values(sse, namespace)
+            read = _READERS.get(name) or _READERS_OF_WHOLE_RUN.get(sse.event, _unknown)
+            return read(sse, namespace)
+        except ValidationError as exc:
+            raise _unusable(sse, first_problem(exc)) from exc
+
+    def _values(self, sse: ServerSentEvent, namespace: tuple[str, ...]) -> ValuesEvent[T]:
+        if self._adapter is None or namespace:
+            data: Any = _object(sse)
+            _, interrupts = take_interrupts(data)
+            return ValuesEvent(sse.event, data, sse.own_id, namespace, interrupts)
+        state, interrupts = take_interrupts(_json(sse))
+        if state or not interrupts:
+            self._last_values = self._adapter.validate_python(state)
+        return ValuesEvent(sse.event, self._last_values, sse.own_id, namespace, interrupts)
+
+
+def _metadata(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MetadataEvent:
+    return MetadataEvent(sse.event, _object(sse), sse.own_id, namespace)
+
+
+def _updates(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UpdatesEvent:
+    data = _json(sse)
+    _, interrupts = take_interrupts(data)
+    return UpdatesEvent(sse.event, data, sse.own_id, namespace, interrupts)
+
+
+def _custom(sse: ServerSentEvent, namespace: tuple[str, ...]) -> CustomEvent:
+    return CustomEvent(sse.event, _json(sse), sse.own_id, namespace)
+
+
+def _chunk(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
+    data = _json(sse)
+    items, metadata = _messages_and_metadata(data)
+    messages = tuple(map(Message.model_validate, items))
+    return MessagesEvent(sse.event, data, "chunk", sse.own_id, namespace, messages, metadata)
+
+
+def _partial(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
+    return _whole(sse, namespace, "partial")
+
+
+def _complete(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
+    return _whole(sse, namespace, "complete")
+
+
+def _whole(sse: ServerSentEvent, namespace: tuple[str, ...], kind: Kind) -> MessagesEvent:
+    data = _json(sse)
+    items = as_list(data)
+    messages = tuple(map(Message.model_validate, [data] if items is None else items))
+    return MessagesEvent(sse.event, data, kind, sse.own_id, namespace, messages)
+
+
+def _about_messages(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
+    data = _object(sse)
+    return MessagesEvent(sse.event, data, "metadata", sse.own_id, namespace, (), data)
+
+
+def _error(sse: ServerSentEvent, namespace: tuple[str, ...]) -> ErrorEvent:
+    data = _json_or_text(sse)
+    error = error_from_json(data) or ErrorResponse(message=sse.text or None)
+    return ErrorEvent(sse.event, data, error, sse.own_id, namespace)
+
+
+def _end(sse: ServerSentEvent, namespace: tuple[str, ...]) -> EndEvent:
+    data = _json_or_text(sse) if sse.data else None
+    return EndEvent(sse.event, data, sse.own_id, namespace)
+
+
+def _unknown(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UnknownEvent:
+    return UnknownEvent(sse.event, _json_or_text(sse), sse.own_id, namespace)
+
+
+_READERS: dict[str, Callable[[ServerSentEvent, tuple[str, ...]], RunEvent[Any]]] = {
+    "metadata": _metadata,
+    "updates": _updates,
+    "messages": _chunk,
+    "messages/partial": _partial,
+    "messages/complete": _complete,
+    "messages/metadata": _about_messages,
+    "custom": _custom,
+}
+# With a namespace these tell of a part of the run, which goes on.
+_READERS_OF_WHOLE_RUN: dict[str, Callable[[ServerSentEvent, tuple[str, ...]], RunEvent[Any]]] = {
+    "error": _error,
+    "end": _end,
+}
+
+
+def _json(sse: ServerSentEvent) -> Any:
+    try:
+        return parse_json(sse.data)
+    except ValueError as exc:
+        return _json_of_text(sse, exc)
+
+
+def _json_of_text(sse: ServerSentEvent, exc: ValueError) -> Any:
+    # The standard decodes a stream with replacement, so bytes that are no UTF-8 are still JSON.
+    try:
+        return parse_json(sse.text.encode())
+    except ValueError:
+        raise _unusable(sse, str(exc)) from exc
+
+
+def _json_or_text(sse: ServerSentEvent) -> Any:
+    try:
+        return _json(sse)
+    except ProtocolError:
+        return sse.text
+
+
+def _object(sse: ServerSentEvent) -> dict[str, Any]:
+    data = _json(sse)
+    found = as_object(data)
+    if found is None:
+        raise _unusable(sse, f"expected an object, got {type(data).__name__}")
+    return found
+
+
+def _unusable(sse: ServerSentEvent, problem: str) -> ProtocolError:
+    return ProtocolError(
+        f"event {sse.event!r} has data that does not fit: {problem}; data: {shown(sse.data)}",
+        raw=sse.data,
+    )
+
+
+def shown(raw: bytes) -> str:
+    """The beginning of some bytes as text, for a message."""
+    text = raw[: MAX_RAW_SHOWN * 4].decode("utf-8", "replace")
+    return repr(text) if len(text) <= MAX_RAW_SHOWN else f"{text[:MAX_RAW_SHOWN]!r}..."
+
+
+def first_problem(exc: ValidationError) -> str:
+    """The first problem that pydantic found, with its path and without the input."""
+    problem = exc.errors(include_url=False, include_input=False, include_context=False)[0]
+    where = ".".join(map(str, problem["loc"]))
+    return f"{where}: {problem['msg']}" if where else problem["msg"]
+
+
+def _messages_and_metadata(data: Any) -> tuple[list[Any], dict[str, Any]]:
+    items = as_list(data)
+    if items is None:
+        return [data], {}
+    metadata = as_object(items[1]) if len(items) == 2 else None
+    if metadata is None or _looks_like_message(metadata):
+        return items, {}
+    return items[:1], metadata
+
+
+def _looks_like_message(data: dict[str, Any]) -> bool:
+    return "content" in data and ("role" in data or "type" in data)
+
+
+def messages_in(values: object) -> list[Message]:
+    """The conversation in a state, where its `messages` parse as such, else nothing."""
+    items = as_list((as_object(values) or {}).get("messages"))
+    try:
+        return [Message.model_validate(item) for item in items or ()]
+    except ValidationError:
+        return []
+
+
+class Transcript(Generic[T]):
+    """What the events of a run add up to."""
+
+    def __init__(self) -> None:
+        self.has_values = False
+        self.values: T | None = None
+        self.interrupts: list[Interrupt] = []
+        self.status: RunStatus | str | None = None
+        self._messages: dict[str | None, _Growing | Message] = {}
+
+    def add(self, event: RunEvent[T]) -> str:
+        """Take an event in; returns the text that it adds to what the assistant said."""
+        match event:
+            case ValuesEvent(namespace=()):
+                self._add_values(event)
+            case ValuesEvent() | UpdatesEvent():
+                merge_interrupts(self.interrupts, event.interrupts)
+            case MessagesEvent():
+                return "".join(self._said(message, event.kind) for message in event.messages)
+            case ErrorEvent():
+                self.status = RunStatus.ERROR
+            case EndEvent(status=status) if status is not None:
+                self.status = status
+                merge_interrupts(self.interrupts, _interrupts_of_end(event.data))
+            case _:
+                pass
+        return ""
+
+    def _add_values(self, event: ValuesEvent[T]) -> None:
+        merge_interrupts(self.interrupts, event.interrupts)
+        data, _ = take_interrupts(event.data)
+        if data is not None and (data or not event.interrupts):
+            self.values = data
+            self.has_values = True
+
+    def _said(self, message: Message, kind: Kind) -> str:
+        before = self._messages.get(message.id)
+        # A server asked for both forms sends every token twice, under the same id.
+        if before is not None and isinstance(before, _Growing) is not (kind == "chunk"):
+            return ""
+        if isinstance(before, _Growing):
+            before.append(message)
+        else:
+            self._messages[message.id] = _Growing(message) if kind == "chunk" else message
+        if message.role != "assistant":
+            return ""
+        if isinstance(before, Message):
+            return _beyond(before.text, message.text)
+        return message.text
+
+    @property
+    def messages(self) -> list[Message]:
+        """The messages streamed, each as far as it came, else those in the last values."""
+        streamed = self._messages.values()
+        whole = [m.message() if isinstance(m, _Growing) else m for m in streamed]
+        return whole or messages_in(self.values)
+
+
+def _interrupts_of_end(data: Any) -> tuple[Interrupt, ...]:
+    told = as_object(data) or {}
+    found = told.get(INTERRUPT, told.get("interrupts"))
+    return () if found is None else interrupts_in(found)
+
+
+class _Growing:
+    """A message that comes in pieces; its text is written once, however many pieces it has."""
+
+    def __init__(self, first: Message) -> None:
+        self._first = first
+        self._text = StringIO()
+        self._blocks: list[MessageTextBlock | MessageAnyBlock] = []
+        self._extra: dict[str, Any] = {}
+        self.append(first)
+
+    def append(self, chunk: Message) -> None:
+        if isinstance(chunk.content, list):
+            self._blocks.extend(chunk.content)
+        elif self._blocks and chunk.content:
+            self._blocks.append(MessageTextBlock(text=chunk.content))
+        else:
+            self._text.write(chunk.content)
+        for name, value in (chunk.model_extra or {}).items():
+            if name not in self._extra or not isinstance(value, list):
+                self._extra[name] = value or self._extra.get(name, value)
+            else:
+                self._extra[name] = [*self._extra[name], *value]
+
+    def message(self) -> Message:
+        text = self._text.getvalue()
+        content: Any = text
+        if self._blocks:
+            lead = [MessageTextBlock(text=text)] if text else []
+            content = _with_text_joined([*lead, *self._blocks])
+        return Message.model_construct(**{**dict(self._first), **self._extra, "content": content})
+
+
+def _with_text_joined(
+    blocks: list[MessageTextBlock | MessageAnyBlock],
+) -> list[MessageTextBlock | MessageAnyBlock]:
+    joined: list[MessageTextBlock | MessageAnyBlock] = []
+    for is_text, group in groupby(blocks, lambda block: isinstance(block, MessageTextBlock)):
+        if is_text:
+            texts = cast("list[MessageTextBlock]", list(group))
+            whole = "".join(block.text for block in texts)
+            joined.append(texts[0].model_copy(update={"text": whole}))
+        else:
+            joined.extend(group)
+    return joined
+
+
+def _beyond(before: str, now: str) -> str:
+    if now.startswith(before):
+        return now[len(before) :]
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(before, now, strict=False))
+    return now[sum(1 for _ in same) :]

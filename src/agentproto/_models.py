@@ -1,0 +1,509 @@
+"""What is asked of a server, and what it answers: requests, resources and events.
+
+Requests (`RunCreate`, `RunUpdate` and their parts) refuse fields they do not know, so that a
+misspelt one is found before anything is sent. Resources keep fields and enum values they do not
+know, so that a newer server loses nothing. All of them are frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Generic,
+    Literal,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    cast,
+)
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    field_validator,
+    model_validator,
+)
+
+from ._shapes import as_list, as_object
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+
+
+def _id_as_text(value: object) -> object:
+    return str(value) if isinstance(value, UUID) else value
+
+
+_Id: TypeAlias = Annotated[StrictStr, BeforeValidator(_id_as_text)]
+
+
+class WireModel(BaseModel):
+    """Base of every model here: on the wire it is the fields that were set, and only those.
+
+    A field set to None counts as not set, except where the schema has null as a value.
+    """
+
+    model_config = ConfigDict(frozen=True, defer_build=True)
+
+    null_is_a_value: ClassVar[frozenset[str]] = frozenset()
+
+    def fields_to_send(self) -> dict[str, Any]:
+        """The fields that were set, by name, with their values as they are."""
+        known = type(self).model_fields
+        return {
+            name: value
+            for name in self.model_fields_set
+            if (value := getattr(self, name)) is not None
+            or name in self.null_is_a_value
+            or name not in known
+        }
+
+
+class _Request(WireModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Resource(WireModel):
+    model_config = ConfigDict(extra="allow")
+
+
+class MessageTextBlock(_Resource):
+    """A block of text in the content of a message."""
+
+    type: Literal["text"] = "text"
+    text: StrictStr
+    metadata: dict[str, Any] | None = None
+
+    def fields_to_send(self) -> dict[str, Any]:
+        return {"type": self.type, **super().fields_to_send()}
+
+
+class MessageAnyBlock(_Resource):
+    """A block of any other type in the content of a message; its fields are kept as they are."""
+
+    type: StrictStr
+    metadata: dict[str, Any] | None = None
+
+
+_ROLES = {
+    "ai": "assistant",
+    "AIMessageChunk": "assistant",
+    "human": "user",
+    "HumanMessageChunk": "user",
+    "SystemMessageChunk": "system",
+    "ToolMessageChunk": "tool",
+}
+
+
+class Message(_Resource):
+    """A message of a conversation.
+
+    `role` falls back to the field `type` that LangChain servers send: `ai` is `assistant` and
+    `human` is `user`. Fields that the schema does not have are kept as attributes.
+
+    Spec: schema Message
+    """
+
+    role: StrictStr
+    content: StrictStr | list[MessageTextBlock | MessageAnyBlock]
+    id: StrictStr | None = None
+    metadata: dict[str, Any] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _role_from_type(cls, value: Any) -> Any:
+        found = as_object(value)
+        if found is None or found.get("role") is not None or "type" not in found:
+            return value
+        return {**found, "role": _ROLES.get(found["type"], found["type"])}
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _no_content_is_empty(cls, value: Any) -> Any:
+        if value is None:
+            return ""
+        blocks = as_list(value)
+        if blocks is None:
+            return value
+        return [{"type": "text", "text": b} if isinstance(b, str) else b for b in blocks]
+
+    @property
+    def text(self) -> str:
+        """The text of the message: its content, or that of its text blocks, joined."""
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(b.text for b in self.content if isinstance(b, MessageTextBlock))
+
+
+class RunConfig(_Request):
+    """Configuration for the agent.
+
+    Spec: schema RunCreate, field config
+    """
+
+    tags: list[StrictStr] | None = None
+    recursion_limit: StrictInt | None = None
+    configurable: dict[str, Any] | None = None
+
+
+class RunCreate(_Request):
+    """Payload for creating a run. Only the fields that were set are sent.
+
+    Spec: schema RunCreate
+    """
+
+    null_is_a_value = frozenset({"input"})
+
+    thread_id: _Id | None = None
+    agent_id: _Id | None = None
+    input: Any = None
+    messages: list[Message] | None = None
+    metadata: dict[str, Any] | None = None
+    config: RunConfig | None = None
+    webhook: Annotated[StrictStr, Field(min_length=1, max_length=65536)] | None = None
+    stream_mode: StrictStr | list[StrictStr] | None = None
+    on_completion: Literal["delete", "keep"] | None = None
+    on_disconnect: Literal["cancel", "continue"] | None = None
+    if_not_exists: Literal["create", "reject"] | None = None
+
+
+class Send(_Request):
+    """A packet for one node of the graph.
+
+    Spec: schema Send
+    """
+
+    node: StrictStr
+    input: dict[str, Any]
+
+
+class Command(_Request):
+    """What an interrupted run goes on with.
+
+    `resume` answers the interrupt: a value, or a mapping from interrupt ids to values where
+    several are pending. `resume=None` given on purpose is sent as null. `update` changes the
+    state, `goto` names the node or nodes to go to next.
+
+    Spec: schema RunUpdate, field command
+    """
+
+    null_is_a_value = frozenset({"update", "resume"})
+
+    update: dict[str, Any] | list[Any] | None = None
+    resume: Any = None
+    goto: StrictStr | list[StrictStr] | Send | list[Send] | None = None
+
+
+class RunUpdate(_Request):
+    """Payload for updating (resuming) a run.
+
+    Spec: schema RunUpdate
+    """
+
+    command: Command | None = None
+
+
+class RunCreateFields(TypedDict, total=False):
+    """The fields of `RunCreate` as keywords."""
+
+    thread_id: str | UUID | None
+    agent_id: str | UUID | None
+    input: Any
+    messages: Sequence[Message | Mapping[str, Any]] | None
+    metadata: Mapping[str, Any] | None
+    config: RunConfig | Mapping[str, Any] | None
+    webhook: str | None
+    stream_mode: str | Sequence[str] | None
+    on_completion: Literal["delete", "keep"] | None
+    on_disconnect: Literal["cancel", "continue"] | None
+    if_not_exists: Literal["create", "reject"] | None
+
+
+class RunUpdateFields(TypedDict, total=False):
+    """The fields of `RunUpdate` as keywords."""
+
+    command: Command | Mapping[str, Any] | None
+
+
+class RunStatus(StrEnum):
+    """Where a run stands. Servers may send others, which arrive as plain `str`.
+
+    Spec: schema RunStatus
+    """
+
+    PENDING = "pending"
+    ERROR = "error"
+    SUCCESS = "success"
+    TIMEOUT = "timeout"
+    INTERRUPTED = "interrupted"
+
+
+_Status: TypeAlias = Annotated[RunStatus | StrictStr, Field(union_mode="left_to_right")]
+FAILED = frozenset({"error", "timeout"})
+
+
+class Run(_Resource):
+    """A run as the server describes it. What the server left out is None.
+
+    Spec: schema Run
+    """
+
+    run_id: _Id | None = None
+    thread_id: _Id | None = None
+    agent_id: _Id | None = None
+    status: _Status | None = None
+    created_at: datetime | None = None
+    updated_at: datetime | None = None
+    input: Any = None
+    messages: list[Message] | None = None
+    metadata: dict[str, Any] | None = None
+    config: dict[str, Any] | None = None
+    webhook: str | None = None
+    stream_mode: str | list[str] | None = None
+    on_completion: str | None = None
+    on_disconnect: str | None = None
+    if_not_exists: str | None = None
+
+
+class Interrupt(_Resource):
+    """A question that a run asks a person before it goes on.
+
+    Answer it with `command=Command(resume=answer)`, or, where several are pending, with
+    `command=Command(resume={interrupt.id: answer})`.
+    """
+
+    id: str | None = None
+    value: Any = None
+
+
+class ErrorResponse(_Resource):
+    """What the server says went wrong, from whichever fields it used.
+
+    Spec: schema ErrorResponse
+    """
+
+    code: str | None = None
+    message: str | None = None
+    metadata: dict[str, Any] | None = None
+
+    def __str__(self) -> str:
+        return ": ".join(part for part in (self.code, self.message) if part)
+
+
+class RunWaitResponse(_Resource, Generic[T]):
+    """The final output of a run.
+
+    `run` is never None: what the server left out is None inside it. `values` is the state of the
+    run, typed by `values_type` where that was given and without `__interrupt__`; None where the
+    server sent none. `interrupts` is what the run asks a person.
+
+    Spec: schema RunWaitResponse
+    """
+
+    run: Run = Run()
+    values: T | None = None
+    messages: list[Message] = []
+    interrupts: list[Interrupt] = []
+
+
+@dataclass(frozen=True, slots=True)
+class RunRef:
+    """Which run: its id and, where known, the id of its thread."""
+
+    run_id: str
+    thread_id: str | None = None
+
+
+RunLike: TypeAlias = str | UUID | RunRef | Run | RunWaitResponse[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class MetadataEvent:
+    """First event of a stream: which run this is. `data` is the JSON as sent."""
+
+    event: str
+    data: dict[str, Any]
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+
+    @property
+    def run_id(self) -> str | None:
+        """Id of the run, None where the server did not tell."""
+        run_id = self.data.get("run_id")
+        return run_id if isinstance(run_id, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesEvent(Generic[T_co]):
+    """The whole state after a step.
+
+    `data` is the JSON as sent. With `values_type` it is that type, validated after
+    `__interrupt__` was taken off; an event that holds nothing else repeats the values before it
+    (None where there were none).
+    """
+
+    event: str
+    data: T_co
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+    interrupts: tuple[Interrupt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatesEvent:
+    """What a step changed, by the name of the node. `data` is the JSON as sent."""
+
+    event: str
+    data: Any
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+    interrupts: tuple[Interrupt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class MessagesEvent:
+    """Messages, or pieces of them. `data` is the JSON as sent.
+
+    `kind` says what `messages` holds: `chunk` pieces to append to the message of the same id,
+    `partial` and `complete` the message so far and as a whole, `metadata` none.
+    """
+
+    event: str
+    data: Any
+    kind: Literal["chunk", "partial", "complete", "metadata"]
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+    messages: tuple[Message, ...] = ()
+    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class CustomEvent:
+    """Whatever the agent itself sent. `data` is the JSON as sent."""
+
+    event: str
+    data: Any
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEvent:
+    """The run failed. `data` is the JSON as sent, `error` what could be read from it."""
+
+    event: str
+    data: Any
+    error: ErrorResponse
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class EndEvent:
+    """Last event of a stream. `data` is the JSON as sent, None where there was none."""
+
+    event: str
+    data: Any
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> RunStatus | str | None:
+        """Status of the run at its end, None where the server did not tell."""
+        status = (as_object(self.data) or {}).get("status")
+        return known_status(status) if isinstance(status, str) else None
+
+
+@dataclass(frozen=True, slots=True)
+class UnknownEvent:
+    """An event whose name is not of the protocol. `data` is its JSON, else its text."""
+
+    event: str
+    data: Any
+    id: str | None = None
+    namespace: tuple[str, ...] = ()
+
+
+RunEvent: TypeAlias = (
+    MetadataEvent
+    | ValuesEvent[T]
+    | UpdatesEvent
+    | MessagesEvent
+    | CustomEvent
+    | ErrorEvent
+    | EndEvent
+    | UnknownEvent
+)
+
+
+def known_status(status: str) -> RunStatus | str:
+    """The member of `RunStatus` for a status that the protocol knows, else the text itself."""
+    try:
+        return RunStatus(status)
+    except ValueError:
+        return status
+
+
+def run_ref(run: RunLike) -> RunRef:
+    """Which run is meant, by its id or by something that knows it.
+
+    Raises:
+        TypeError: for something else, None among it.
+        ValueError: for an id that is not one path segment, or for what names no run.
+    """
+    given = cast("object", run)
+    match given:
+        case RunRef():
+            ref = given
+        case str() | UUID():
+            ref = RunRef(str(given))
+        case Run(run_id=str(run_id), thread_id=thread_id):
+            ref = RunRef(run_id, thread_id)
+        case RunWaitResponse(run=Run(run_id=str(run_id), thread_id=thread_id)):
+            ref = RunRef(run_id, thread_id)
+        case Run() | RunWaitResponse():
+            raise ValueError("run: the server did not say which run this is; give the run's id")
+        case None:
+            raise TypeError(
+                "run: expected a run id or a RunRef, got None; "
+                "stream.run is None until the stream has started"
+            )
+        case _:
+            raise TypeError(
+                "run: expected a run id, RunRef, Run or RunWaitResponse, "
+                f"got {type(given).__name__}"
+            )
+    check_id("run_id", ref.run_id)
+    return ref
+
+
+def check_id(name: str, value: str) -> None:
+    """Refuse what could not be exactly one segment of a path.
+
+    Raises:
+        ValueError: for "", ".", "..", control characters, lone surrogates, and more than 512
+            characters.
+    """
+    if not is_one_segment(value):
+        shown = value if len(value) <= 60 else f"{value[:60]}... ({len(value)} characters)"
+        raise ValueError(f"{name}: expected an id such as a UUID, got {shown!r}")
+
+
+def is_one_segment(value: str) -> bool:
+    """Whether an id, percent-encoded, is one segment of a path and stays one."""
+    return (
+        0 < len(value) <= 512
+        and value not in {".", ".."}
+        and not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+    )

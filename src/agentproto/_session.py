@@ -1,0 +1,162 @@
+"""The one core, asynchronous and synchronous alike: it awaits nothing but the port."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from ._dialects import Answer, Operation, Request
+from ._errors import (
+    AgentProtoError,
+    ProtocolError,
+    RunFailedError,
+    error_from_json,
+    error_from_status,
+    reason,
+    run_failed,
+)
+from ._io import IO, Exchange, WireRequest
+from ._models import FAILED, RunRef, RunWaitResponse
+from ._settings import Timeout
+
+T = TypeVar("T")
+EVENT_STREAM = "text/event-stream"
+MAX_ERROR_BYTES = 64 * 2**10
+"""Bytes of an error body that are read; the rest is left with the connection."""
+
+
+@dataclass(frozen=True, slots=True)
+class CallSettings:
+    """How a call is made, whatever it asks for: the client's settings with the call's own."""
+
+    headers: Mapping[str, str] = field(repr=False)  # may hold secrets
+    timeout: Timeout
+    raise_on_failure: bool
+
+
+class Session:
+    """Sends operations to one base URL through one port."""
+
+    def __init__(self, io: IO, base_url: str) -> None:
+        self.io = io
+        self.base_url = base_url
+
+    async def call(self, operation: Operation[T], settings: CallSettings) -> T:
+        """Ask, and decode the answer."""
+        exchange = await self.open(operation, settings, accept="application/json")
+        run = operation.run_named_by(exchange.response.headers) or operation.run
+        try:
+            check_has_body(exchange)
+            body = await _read(exchange)
+            return operation.decode(Answer(exchange.response.headers, body, operation.asked))
+        except AgentProtoError as error:
+            tell(error, exchange, run)
+            raise
+        finally:
+            await exchange.release()
+
+    async def wait(
+        self, operation: Operation[RunWaitResponse[T]], settings: CallSettings
+    ) -> RunWaitResponse[T]:
+        """Ask for the output of a run; a failed run never passes for a result.
+
+        Raises:
+            RunFailedError: if the run failed, unless the settings say otherwise.
+        """
+        response = await self.call(operation, settings)
+        if settings.raise_on_failure and response.run.status in FAILED:
+            raise _run_failed(response)
+        return response
+
+    async def open(self, request: Request, settings: CallSettings, *, accept: str) -> Exchange:
+        """Send, and return the exchange once a 2xx has begun.
+
+        Raises:
+            TransportError: if nothing usable came back.
+            StatusError: for an error status.
+            ProtocolError: for a redirect, which is never followed.
+        """
+        wire = WireRequest(
+            method=request.method,
+            url=self.base_url + request.path,
+            headers=_headers(request, settings, accept),
+            content=request.content,
+            asked=request.asked,
+            timeout=settings.timeout,
+            deadline=self.io.deadline(settings.timeout),
+        )
+        try:
+            exchange = await self.io.send(wire)
+        except AgentProtoError as error:
+            error.about(run=request.run)
+            raise
+        if not exchange.response.is_success:
+            raise await _refused(exchange, request)
+        return exchange
+
+
+def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str, str]:
+    headers = {"accept": accept}
+    if request.content is not None:
+        headers["content-type"] = "application/json"
+    if accept == EVENT_STREAM:
+        headers["accept-encoding"] = "identity"
+    return {**headers, **settings.headers}
+
+
+async def _read(exchange: Exchange, at_most: float = math.inf) -> bytes:
+    body = bytearray()
+    while len(body) < at_most and (piece := await exchange.read()):
+        body += piece
+    return bytes(body)
+
+
+async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
+    response = exchange.response
+    error: AgentProtoError
+    if response.is_redirect:
+        error = ProtocolError(
+            f"{request.asked} was answered {response.status_code} with a redirect to "
+            f"{response.headers['location']!r}, which is not followed; "
+            "if that is the server, make it the base_url"
+        )
+        await exchange.release()
+    else:
+        body = await _error_body(exchange)
+        error = error_from_status(response.status_code, response.headers, body, asked=request.asked)
+    tell(error, exchange, request.run)
+    return error
+
+
+async def _error_body(exchange: Exchange) -> bytes:
+    try:
+        return await _read(exchange, MAX_ERROR_BYTES)
+    except AgentProtoError:
+        return b""
+    finally:
+        await exchange.release()
+
+
+def check_has_body(exchange: Exchange) -> None:
+    """Refuse an answer without a body, where one is what was asked for."""
+    status_code = exchange.response.status_code
+    if status_code in {204, 205}:
+        raise ProtocolError(
+            f"expected a body from {exchange.request.asked}, "
+            f"got {status_code} {reason(status_code)}"
+        )
+
+
+def tell(error: AgentProtoError, exchange: Exchange, run: RunRef | None) -> None:
+    """Fill in what the exchange and the call know."""
+    response = exchange.response
+    error.about(run=run, status_code=response.status_code, headers=response.headers)
+
+
+def _run_failed(response: RunWaitResponse[T]) -> RunFailedError:
+    run = response.run
+    ref = None if run.run_id is None else RunRef(run.run_id, run.thread_id)
+    said = error_from_json((run.model_extra or {}).get("error"))
+    return run_failed(ref, run.status or "error", said, response=response)

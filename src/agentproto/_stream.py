@@ -1,0 +1,352 @@
+"""The stream of a run, as both clients drive it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
+
+from ._dialects import StreamOperation
+from ._errors import (
+    AgentProtoError,
+    ProtocolError,
+    RequestTimeoutError,
+    StatusError,
+    StreamInterruptedError,
+    error_from_json,
+    run_failed,
+)
+from ._events import Transcript, merge_interrupts
+from ._io import Exchange
+from ._models import (
+    FAILED,
+    EndEvent,
+    ErrorEvent,
+    Interrupt,
+    MetadataEvent,
+    Run,
+    RunEvent,
+    RunRef,
+    RunStatus,
+    RunWaitResponse,
+    is_one_segment,
+)
+from ._session import EVENT_STREAM, CallSettings, Session, check_has_body, tell
+from ._sse import ServerSentEvent, SSEDecoder
+
+T = TypeVar("T")
+R = TypeVar("R")
+Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed", "cut"]
+
+_LAST = frozenset({"end", "error"})
+_NOTED = frozenset({"values", "end", "error"})
+_NOT_OFFERED = frozenset({404, 405, 501})
+
+
+class EventStream(Generic[T]):
+    """A stream to `take` from what has arrived, and to `fill` when nothing has.
+
+    Events are decoded as they are taken: one that cannot be decoded is told after all those
+    before it, and buffered ones cost no coroutine.
+    """
+
+    def __init__(
+        self, session: Session, operation: StreamOperation[T], settings: CallSettings
+    ) -> None:
+        self._session = session
+        self._operation = operation
+        self._settings = settings
+        self._decoder = SSEDecoder()
+        self._pending: deque[ServerSentEvent] = deque()
+        self._passed_raw: dict[str, ServerSentEvent] = {}
+        self._failure: AgentProtoError | None = None
+        self._named: str | None = None
+        self._consumer: str | None = None
+        self._busy = False
+        self._all_arrived = False
+        self._had_metadata = False
+        self._transcript: Transcript[T] = Transcript()
+        self.exchange: Exchange | None = None
+        self.run = operation.run
+        self.last_event_id: str | None = None
+        self.delivered = 0
+        self.new_text = ""
+        self.ended: Ended | None = None
+
+    @property
+    def holds_connection(self) -> bool:
+        """Whether the stream was started and is neither at its end nor closed."""
+        return self.exchange is not None and not self._all_arrived
+
+    @property
+    def interrupts(self) -> list[Interrupt]:
+        """What the run asks a person, as far as it was seen."""
+        return self._transcript.interrupts
+
+    def claim(self, consumer: str) -> None:
+        """A stream is consumed once.
+
+        Raises:
+            RuntimeError: if something consumes it already.
+        """
+        if self._consumer is not None:
+            raise RuntimeError(
+                f"this stream was already consumed by {self._consumer}, and a stream is consumed "
+                "once: keep the events, or start another run"
+            )
+        self._consumer = consumer
+
+    def take(self) -> RunEvent[T] | None:
+        """The next event that has arrived; None if there is none."""
+        while self._pending:
+            sse = self._pending.popleft()
+            try:
+                event = self._operation.decode(sse)
+                is_new = self._account(event)
+            except AgentProtoError as error:
+                self._pending.clear()
+                self._failure = self._with_details(error)
+                return None
+            if is_new:
+                self._hand_over(sse)
+                return event
+        return None
+
+    def take_raw(self) -> ServerSentEvent | None:
+        """The next block that has arrived, not decoded; None if there is none."""
+        if not self._pending:
+            return None
+        sse = self._pending.popleft()
+        if sse.event == "metadata":
+            self._learn_run_quietly(sse)
+        elif sse.event in _NOTED:
+            self._passed_raw[sse.event] = sse
+        self._hand_over(sse)
+        return sse
+
+    async def start(self) -> None:
+        """Send the request, unless it was sent.
+
+        Raises:
+            AgentProtoError: if the stream could not be opened.
+        """
+        await self._alone(self._open)
+
+    async def fill(self) -> bool:
+        """Wait until something has arrived; False at the end of the stream.
+
+        Raises:
+            AgentProtoError: what the stream ended in.
+        """
+        return await self._alone(self._receive)
+
+    async def next(self) -> RunEvent[T] | None:
+        """The next event, None at the end of the stream."""
+        while (event := self.take()) is None and await self.fill():
+            pass
+        return event
+
+    async def next_raw(self) -> ServerSentEvent | None:
+        """The next block, None at the end of the stream."""
+        while (sse := self.take_raw()) is None and await self.fill():
+            pass
+        return sse
+
+    async def final(self) -> RunWaitResponse[T]:
+        """Take the rest, then tell the output of the run.
+
+        Raises:
+            AgentProtoError: what the stream ended in.
+        """
+        while await self.next() is not None:
+            pass
+        for sse in self._passed_raw.values():
+            self._account(self._operation.decode(sse))
+        self._passed_raw.clear()
+        return await self._result()
+
+    async def close(self) -> None:
+        """Stop now. More than once is fine."""
+        await self._give_up("closed")
+
+    async def _alone(self, step: Callable[[], Awaitable[R]]) -> R:
+        if self._busy:
+            raise RuntimeError("two tasks use one stream at once; give each its own")
+        if self._failure is None and self.ended in {"closed", "cut"}:
+            raise RuntimeError("this stream is closed; start another to go on")
+        self._busy = True
+        try:
+            return await (step if self._failure is None else self._fail_again)()
+        except AgentProtoError as error:
+            self._failure = error
+            await self._give_up("cut")
+            raise
+        except BaseException:
+            await self._give_up("closed")
+            raise
+        finally:
+            self._busy = False
+
+    async def _fail_again(self) -> NoReturn:
+        raise cast("AgentProtoError", self._failure)
+
+    async def _give_up(self, how: Ended) -> None:
+        self.ended = self.ended or how
+        self._pending.clear()
+        self._all_arrived = True
+        if self.exchange is not None:
+            await self.exchange.release()
+
+    async def _open(self) -> Exchange:
+        if self.exchange is None:
+            exchange = await self._session.open(
+                self._operation, self._settings, accept=EVENT_STREAM
+            )
+            self.exchange = exchange
+            try:
+                self._learn_run(self._operation.run_named_by(exchange.response.headers))
+                check_has_body(exchange)
+                _check_is_event_stream(exchange)
+            except AgentProtoError as error:
+                raise self._with_details(error) from None
+        return self.exchange
+
+    async def _receive(self) -> bool:
+        while not self._pending and not self._all_arrived:
+            exchange = await self._open()
+            piece = await self._read(exchange)
+            self._pending.extend(self._decoder.feed(piece))
+            if not piece:
+                self.ended = "eof"
+            if not piece or self._drop_after_last():
+                self._all_arrived = True
+                await exchange.release()
+        return bool(self._pending)
+
+    async def _read(self, exchange: Exchange) -> bytes:
+        try:
+            return await exchange.read()
+        except RequestTimeoutError as error:
+            if error.limit == "total":
+                raise self._with_details(error)  # noqa: B904
+            raise self._cut(error) from error
+        except AgentProtoError as error:
+            raise self._cut(error) from error
+
+    def _cut(self, cause: AgentProtoError) -> AgentProtoError:
+        return self._with_details(
+            StreamInterruptedError(
+                f"the stream was cut after {self.delivered} events; the run may be going on; "
+                f"{cause}",
+                delivered=self.delivered,
+            )
+        )
+
+    def _drop_after_last(self) -> bool:
+        for count, sse in enumerate(self._pending, 1):
+            if sse.event in _LAST:
+                while len(self._pending) > count:
+                    self._pending.pop()
+                return True
+        return False
+
+    def _hand_over(self, sse: ServerSentEvent) -> None:
+        self.delivered += 1
+        self.last_event_id = sse.id or None
+        if sse.event in _LAST:
+            self.ended = "end" if sse.event == "end" else "error"
+
+    def _account(self, event: RunEvent[T]) -> bool:
+        if isinstance(event, MetadataEvent):
+            self._learn_run(_run_in(event))
+            is_first, self._had_metadata = not self._had_metadata, True
+            self.new_text = ""
+            return is_first
+        if self._settings.raise_on_failure:
+            self._check_not_failed(event)
+        self.new_text = self._transcript.add(event)
+        return True
+
+    def _check_not_failed(self, event: RunEvent[T]) -> None:
+        match event:
+            case ErrorEvent(error=error):
+                self.ended = "error"
+                raise run_failed(self.run, RunStatus.ERROR, error, event=event)
+            case EndEvent(status=str(status)) if status in FAILED:
+                self.ended = "end"
+                raise run_failed(self.run, status, error_from_json(event.data), event=event)
+            case _:
+                pass
+
+    def _learn_run(self, named: RunRef | None) -> None:
+        if named is None:
+            return
+        if self._named not in {None, named.run_id}:
+            raise ProtocolError(
+                f"the stream of run {self._named} says that it is that of run {named.run_id}"
+            )
+        self._named = named.run_id
+        if self.run is None or self.run.run_id != named.run_id or self.run.thread_id is None:
+            self.run = named
+
+    def _learn_run_quietly(self, sse: ServerSentEvent) -> None:
+        # Whoever wants the wire gets it, also where it is wrong.
+        with suppress(ProtocolError):
+            self._account(self._operation.decode(sse))
+
+    def _with_details(self, error: AgentProtoError) -> AgentProtoError:
+        if self.exchange is not None:
+            tell(error, self.exchange, self.run)
+        error.about(run=self.run, last_event_id=self.last_event_id)
+        return error
+
+    async def _result(self) -> RunWaitResponse[T]:
+        seen = self._transcript
+        told = await self._ask_for_result() if self._lacks_result() else None
+        if told is not None:
+            merge_interrupts(seen.interrupts, told.interrupts)
+        run = _run_of(self.run, seen.status)
+        return RunWaitResponse(
+            run=run if told is None else told.run,
+            values=seen.values if told is None else told.values,
+            messages=seen.messages or (told.messages if told is not None else []),
+            interrupts=list(seen.interrupts),
+        )
+
+    def _lacks_result(self) -> bool:
+        seen = self._transcript
+        asks = seen.status == RunStatus.INTERRUPTED and not seen.interrupts
+        return not seen.has_values or asks
+
+    async def _ask_for_result(self) -> RunWaitResponse[T] | None:
+        if self.run is None:
+            return None
+        try:
+            return await self._session.wait(self._operation.result(self.run), self._settings)
+        except StatusError as error:
+            if error.status_code in _NOT_OFFERED:
+                return None
+            raise
+
+
+def _run_of(ref: RunRef | None, status: RunStatus | str | None) -> Run:
+    if ref is None:
+        return Run(status=status)
+    return Run(run_id=ref.run_id, thread_id=ref.thread_id, status=status)
+
+
+def _run_in(event: MetadataEvent) -> RunRef | None:
+    if event.run_id is None or not is_one_segment(event.run_id):
+        return None
+    thread_id = event.data.get("thread_id")
+    return RunRef(event.run_id, thread_id if isinstance(thread_id, str) else None)
+
+
+def _check_is_event_stream(exchange: Exchange) -> None:
+    content_type = exchange.response.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != EVENT_STREAM:
+        raise ProtocolError(
+            f"expected {EVENT_STREAM} from {exchange.request.asked}, "
+            f"got {content_type or 'no content type'}; is base_url the root of the API?"
+        )
