@@ -86,7 +86,7 @@ class _ClientIO(Generic[C]):
     """What both ports share: a client of our own, or the caller's."""
 
     def __init__(self, make: Callable[[], C], auth: AuthTypes | None, *, is_ours: bool) -> None:
-        self._make = make
+        self._make: Callable[[], C] = make
         self._auth = auth
         self._is_ours = is_ours
         self._client: C | None = None

@@ -37,7 +37,7 @@ class Request:
     @property
     def asked(self) -> str:
         """The request as a message names it."""
-        return f"{self.method} {self.path}"
+        return f"{self.method} /{self.path}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

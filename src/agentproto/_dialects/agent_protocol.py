@@ -182,15 +182,14 @@ def _response_from(
     run = _run_from(data.get("run"), ref)
     state, interrupts = take_interrupts(data.get("values"))
     pending = [*interrupts, *interrupts_in(data.get("interrupts") or [])]
-    return _WAIT_RESPONSE.validate_python(
-        {
-            **data,
-            "run": run,
-            "values": _typed(state, run, adapter, asks=bool(pending)),
-            "messages": data.get("messages") or [],
-            "interrupts": pending,
-        }
-    )
+    known: dict[str, Any] = {
+        **data,
+        "run": run,
+        "values": _typed(state, run, adapter, asks=bool(pending)),
+        "messages": data.get("messages") or [],
+        "interrupts": pending,
+    }
+    return RunWaitResponse(**known)
 
 
 def _run_from(data: object, ref: RunRef | None) -> Run:
@@ -215,5 +214,4 @@ def _typed(state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool) 
         raise
 
 
-_WAIT_RESPONSE: TypeAdapter[RunWaitResponse[Any]] = TypeAdapter(RunWaitResponse)
 _PLAIN: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])

@@ -1,0 +1,153 @@
+"""A server that answers with the bytes it is told, on a real loopback socket.
+
+It runs in a thread of its own, records every request and sees when the client closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self, TypeAlias
+
+BOUND = 10.0
+"""Seconds after which a test that waits for something fails."""
+
+
+@dataclass
+class Request:
+    method: str
+    target: str
+    headers: dict[str, str]
+    body: bytes
+
+
+@dataclass
+class Connection:
+    request: Request
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def send(self, *pieces: bytes) -> None:
+        for piece in pieces:
+            self.writer.write(piece)
+            await self.writer.drain()
+
+    async def client_closes(self) -> None:
+        await asyncio.wait_for(self.reader.read(), BOUND)
+
+    def reset(self) -> None:
+        transport = self.writer.transport
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.abort()
+
+
+Script: TypeAlias = Callable[[Connection], Awaitable[None]]
+
+
+def head(status: int = 200, **headers: str) -> bytes:
+    lines = [
+        f"HTTP/1.1 {status} Whatever",
+        *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
+    ]
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+def answer(status: int = 200, body: bytes = b"", **headers: str) -> Script:
+    """A whole response with its length."""
+    whole = head(status, content_length=str(len(body)), connection="close", **headers) + body
+
+    async def script(connection: Connection) -> None:
+        await connection.send(whole)
+
+    return script
+
+
+def json_answer(body: str | bytes, status: int = 200, **headers: str) -> Script:
+    raw = body.encode() if isinstance(body, str) else body
+    return answer(status, raw, **{"content_type": "application/json", **headers})
+
+
+def chunk(data: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(data), data)
+
+
+def events(*pieces: bytes, end: bytes = b"0\r\n\r\n", hold: bool = False, **headers: str) -> Script:
+    """A chunked event stream of these pieces, one chunk each; `end` ends the body."""
+    headers = {"content_type": "text/event-stream", **headers}
+    start = head(200, **headers, transfer_encoding="chunked")
+
+    async def script(connection: Connection) -> None:
+        await connection.send(start)
+        await connection.send(*map(chunk, pieces))
+        if hold:
+            await connection.client_closes()
+        else:
+            await connection.send(end)
+
+    return script
+
+
+@dataclass
+class RawServer:
+    """Plays its scripts, one a connection, the last one for all that follow."""
+
+    scripts: Iterable[Script]
+    requests: list[Request] = field(default_factory=list)
+    closed: threading.Event = field(default_factory=threading.Event)
+    url: str = ""
+
+    def __enter__(self) -> Self:
+        self._left = list(self.scripts)
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
+        self._thread.start()
+        assert self._ready.wait(BOUND)
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join(BOUND)
+
+    async def _serve(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._ready.set()
+        await self._stop.wait()
+        server.close()
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            request = await self._read_request(reader)
+            self.requests.append(request)
+            script = self._left.pop(0) if len(self._left) > 1 else self._left[0]
+            await script(Connection(request, reader, writer))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self.closed.set()
+            writer.close()
+
+    async def _read_request(self, reader: asyncio.StreamReader) -> Request:
+        raw = await reader.readuntil(b"\r\n\r\n")
+        first, *lines = raw.decode("latin-1").rstrip("\r\n").split("\r\n")
+        method, target, _ = first.split(" ", 2)
+        headers = {name.lower(): value for name, _, value in (li.partition(": ") for li in lines)}
+        body = await reader.readexactly(int(headers.get("content-length", 0)))
+        return Request(method, target, headers, body)
+
+
+def raw_server(*scripts: Script) -> RawServer:
+    return RawServer(scripts)
