@@ -21,7 +21,7 @@ from ._client import (
     StreamState,
     UpdateArguments,
     as_httpx_sse,
-    common_settings,
+    call_settings,
     warn_not_closed,
 )
 from ._io import AuthTypes, blocking_io, checked_auth, headers_of
@@ -33,7 +33,7 @@ from ._models import (
     RunWaitResponse,
 )
 from ._session import Session
-from ._settings import Timeout
+from ._settings import Timeout, split_base_url
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -162,14 +162,9 @@ class RunsClient:
         transport: httpx.BaseTransport | None = None,
         http_client: httpx.Client | None = None,
     ) -> None:
-        url, credentials, settings = common_settings(
-            base_url,
-            headers=headers,
-            client_headers=headers_of(http_client),
-            timeout=timeout,
-            raise_on_failure=raise_on_failure,
-        )
+        url, credentials = split_base_url(base_url)
         io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
+        settings = call_settings(headers, headers_of(http_client), timeout, raise_on_failure)
         self._session = Session(io, url)
         self._calls = RunCalls(self._session, settings)
 

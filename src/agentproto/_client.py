@@ -465,23 +465,19 @@ def _check_names(model: type[RunCreate | RunUpdate], fields: Mapping[str, Any]) 
         raise TypeError(f"{model.__name__} has no field {name!r}; {meant}")
 
 
-def common_settings(
-    base_url: str,
-    *,
+def call_settings(
     headers: Mapping[str, str] | None,
     client_headers: Mapping[str, str],
     timeout: Timeout | float | None,
     raise_on_failure: bool,
-) -> tuple[str, AuthTypes | None, CallSettings]:
-    """What both clients make of their arguments: base URL, its credentials, settings."""
-    url, credentials = split_base_url(base_url)
+) -> CallSettings:
+    """The settings that every call of a client begins with."""
     ours = {"user-agent": f"agentproto/{__version__}", **client_headers}
-    settings = CallSettings(
+    return CallSettings(
         headers={**ours, **checked_headers(headers)},
         timeout=timeout_from(timeout),
         raise_on_failure=raise_on_failure,
     )
-    return url, credentials, settings
 
 
 class AsyncRunsClient(RunCalls):
@@ -516,14 +512,9 @@ class AsyncRunsClient(RunCalls):
         transport: httpx.AsyncBaseTransport | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        url, credentials, settings = common_settings(
-            base_url,
-            headers=headers,
-            client_headers=headers_of(http_client),
-            timeout=timeout,
-            raise_on_failure=raise_on_failure,
-        )
+        url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
+        settings = call_settings(headers, headers_of(http_client), timeout, raise_on_failure)
         super().__init__(Session(io, url), settings)
 
     def __repr__(self) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from ._dialects import Answer, Operation, Request
@@ -65,10 +65,14 @@ class Session:
         Raises:
             RunFailedError: if the run failed, unless the settings say otherwise.
         """
-        response = await self.call(operation, settings)
-        if settings.raise_on_failure and response.run.status in FAILED:
-            raise _run_failed(response)
-        return response
+
+        def decode_unless_failed(answer: Answer) -> RunWaitResponse[T]:
+            response = operation.decode(answer)
+            if settings.raise_on_failure and response.run.status in FAILED:
+                raise _run_failed(response)
+            return response
+
+        return await self.call(replace(operation, decode=decode_unless_failed), settings)
 
     async def open(self, request: Request, settings: CallSettings, *, accept: str) -> Exchange:
         """Send, and return the exchange once a 2xx has begun.
