@@ -331,7 +331,7 @@ async def test_run_is_named_by_headers_where_the_body_does_not(
     flavour: Flavour, headers: dict[str, str], run_id: str | None, thread_id: str | None
 ) -> None:
     """FAULTS, how a cut stream goes on, 1: only the ids are read out of the URL."""
-    with raw_server(json_answer('{"n":1}', **headers)) as server:
+    with raw_server(json_answer('{"n":1}', 200, **headers)) as server:
         client = flavour.client(server.url)
         result = await flavour.call(client.create_and_wait_run)
         await flavour.close(client)

@@ -314,3 +314,11 @@ def test_models_are_frozen() -> None:
     """Values that travel are frozen."""
     with pytest.raises(ValidationError, match="frozen"):
         RunCreate().agent_id = "b"
+
+
+def test_escaped_lone_surrogate_is_read() -> None:
+    """Seen on langgraphjs dev: it echoes them; RFC 8259 allows the escape."""
+    assert parse_json(b'"\\ud83d lone"') == "\ud83d lone"
+    for raw in (b"{", b"\xff", b"[" * 100_000):
+        with pytest.raises(ValueError, match="line 1"):
+            parse_json(raw)

@@ -34,7 +34,18 @@ def parse_json(raw: bytes) -> Any:
     Raises:
         ValueError: if there is none.
     """
-    return from_json(raw)
+    try:
+        return from_json(raw)
+    except ValueError as exc:
+        return _parse_plainly(raw, exc)
+
+
+def _parse_plainly(raw: bytes, problem: ValueError) -> Any:
+    # The fast parser refuses escaped lone surrogates, which are JSON and which servers echo.
+    try:
+        return json.loads(raw.decode())
+    except (ValueError, RecursionError):
+        raise problem from None
 
 
 _MAX_DEPTH = 200

@@ -126,7 +126,8 @@ class Message(_Resource):
         found = as_object(value)
         if found is None or found.get("role") is not None or "type" not in found:
             return value
-        return {**found, "role": _ROLES.get(found["type"], found["type"])}
+        kind = found["type"]
+        return {**found, "role": _ROLES.get(kind, kind) if isinstance(kind, str) else kind}
 
     @field_validator("content", mode="before")
     @classmethod
