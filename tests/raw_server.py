@@ -76,7 +76,7 @@ def chunk(data: bytes) -> bytes:
 
 def events(*pieces: bytes, end: bytes = b"0\r\n\r\n", hold: bool = False, **headers: str) -> Script:
     """A chunked event stream of these pieces, one chunk each; `end` ends the body."""
-    headers = {"content_type": "text/event-stream", **headers}
+    headers = {"content_type": "text/event-stream", "connection": "close", **headers}
     start = head(200, **headers, transfer_encoding="chunked")
 
     async def script(connection: Connection) -> None:
@@ -96,6 +96,7 @@ class RawServer:
 
     scripts: Iterable[Script]
     requests: list[Request] = field(default_factory=list)
+    asked: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
@@ -132,6 +133,7 @@ class RawServer:
         try:
             request = await self._read_request(reader)
             self.requests.append(request)
+            self.asked.set()
             script = self._left.pop(0) if len(self._left) > 1 else self._left[0]
             await script(Connection(request, reader, writer))
         except (asyncio.IncompleteReadError, ConnectionError):
