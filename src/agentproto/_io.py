@@ -56,6 +56,11 @@ class Exchange(ABC):
     def __init__(self, request: WireRequest, response: httpx.Response) -> None:
         self.request = request
         self.response = response
+        self._pid = os.getpid()
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise RuntimeError("this stream was opened before a fork; open one in this process")
 
     @abstractmethod
     async def read(self) -> bytes:
@@ -146,6 +151,7 @@ class _AsyncExchange(Exchange):
         self._body: AsyncIterator[bytes] | None = None
 
     async def read(self) -> bytes:
+        self._check_process()
         if self._body is None:
             self._body = aiter(cast("AsyncIterable[bytes]", _raw_or_decoded(self.response)))
         try:
@@ -164,12 +170,10 @@ class _AsyncExchange(Exchange):
 class _BlockingExchange(Exchange):
     def __init__(self, request: WireRequest, response: httpx.Response) -> None:
         super().__init__(request, response)
-        self._pid = os.getpid()
         self._body: Iterator[bytes] | None = None
 
     async def read(self) -> bytes:
-        if self._pid != os.getpid():
-            raise RuntimeError("this stream was opened before a fork; open one in this process")
+        self._check_process()
         if self._body is None:
             self._body = iter(cast("Iterable[bytes]", _raw_or_decoded(self.response)))
         _check_deadline(self.request)

@@ -1,0 +1,187 @@
+"""The sync facade: the same core, without an event loop, a thread or a second implementation."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, get_overloads
+
+import httpx
+import pytest
+
+from agentproto import (
+    AsyncRunsClient,
+    BlockingRunStream,
+    RunsClient,
+    RunStream,
+)
+from agentproto._blocking import drive
+
+from .raw_server import BOUND, events, json_answer, raw_server
+
+DONE = '{"run":{"run_id":"r1","status":"success"},"values":{"n":1}}'
+VALUES = b'event: values\ndata: {"n":1}\n\n'
+CALLS = [
+    "create_and_wait_run",
+    "create_and_stream_run",
+    "update_and_wait_run",
+    "update_and_stream_run",
+]
+
+
+def _sync_form(annotation: str) -> str:
+    return annotation.replace("BlockingRunStream", "RunStream")
+
+
+def _signature(function: Any) -> tuple[list[tuple[str, Any, Any, str]], str]:
+    signature = inspect.signature(function)
+    parameters = [
+        (p.name, p.kind, p.default, str(p.annotation)) for p in signature.parameters.values()
+    ]
+    return parameters, _sync_form(str(signature.return_annotation))
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_sync_method_has_signature_and_docstring_of_the_async_one(name: str) -> None:
+    """DESIGN, Rooms: a test compares signatures and docstrings with the async ones."""
+    asynchronous, blocking = getattr(AsyncRunsClient, name), getattr(RunsClient, name)
+    assert _signature(blocking) == _signature(asynchronous)
+    assert blocking.__doc__ == asynchronous.__doc__
+    assert blocking.__doc__
+    overloads = [list(map(_signature, get_overloads(f))) for f in (asynchronous, blocking)]
+    assert overloads[0] == overloads[1]
+    assert len(overloads[0]) == 2
+
+
+def test_sync_client_offers_what_the_async_one_offers() -> None:
+    """`RunsClient` is the same without `await`."""
+    sync_names = {"aclose": "close", "aiter_sse": "iter_sse"}
+    for asynchronous, blocking in ((AsyncRunsClient, RunsClient), (RunStream, BlockingRunStream)):
+        public = {name for name in dir(asynchronous) if not name.startswith("_")}
+        offered = {name for name in dir(blocking) if not name.startswith("_")}
+        assert {sync_names.get(name, name) for name in public} == offered
+
+
+def test_constructors_take_the_same() -> None:
+    """The same arguments; the transports differ by kind."""
+    names = [list(inspect.signature(kind).parameters) for kind in (AsyncRunsClient, RunsClient)]
+    assert names[0] == names[1]
+
+
+def test_core_that_suspends_is_told() -> None:
+    """DESIGN, The sync facade: the driver raises a clear error if the core ever suspends."""
+
+    async def suspends() -> None:
+        await asyncio.sleep(0)
+
+    with pytest.raises(RuntimeError, match="core of agentproto suspended"):
+        drive(suspends())
+
+
+async def test_sync_client_works_inside_a_running_loop() -> None:
+    """Notebooks run one."""
+    with raw_server(json_answer(DONE)) as server, RunsClient(server.url) as client:
+        assert client.create_and_wait_run().values == {"n": 1}
+
+
+def test_one_client_serves_several_threads() -> None:
+    """From several threads, each with calls and streams of its own."""
+    with raw_server(events(VALUES * 50)) as server, RunsClient(server.url) as client:
+
+        def count(_: int) -> int:
+            return len(list(client.create_and_stream_run()))
+
+        with ThreadPoolExecutor(8) as pool:
+            assert list(pool.map(count, range(40))) == [50] * 40
+
+
+def in_child(check: Any) -> str:
+    """What `check` returns in a forked process."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:  # pragma: no cover  # the child is another process, which is not measured
+        try:
+            told = check()
+        except BaseException as error:  # noqa: BLE001  # whatever it is, the parent asserts on it
+            told = f"{type(error).__name__}: {error}"
+        os.write(writing, str(told).encode()[:4000])
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as pipe:
+        told = pipe.read().decode()
+    os.waitpid(pid, 0)
+    return told
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_client_makes_connections_of_its_own_after_a_fork() -> None:
+    """DESIGN, The sync facade: it abandons its own pool without closing sockets."""
+    with raw_server(json_answer(DONE)) as server, RunsClient(server.url) as client:
+        client.create_and_wait_run()
+        assert in_child(lambda: client.create_and_wait_run().values) == "{'n': 1}"
+        assert client.create_and_wait_run().values == {"n": 1}
+    assert len(server.requests) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_client_of_the_caller_is_refused_after_a_fork() -> None:
+    """Two processes on one inherited connection read each other's answers."""
+    with raw_server(json_answer(DONE)) as server, httpx.Client() as own:
+        client = RunsClient(server.url, http_client=own)
+        client.create_and_wait_run()
+        told = in_child(client.create_and_wait_run)
+    assert told.startswith("RuntimeError: this client was made before a fork with http_client=")
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_stream_is_refused_after_a_fork() -> None:
+    """A stream open across the fork: RuntimeError; the parent's goes on."""
+    with raw_server(events(VALUES, hold=True)) as server, RunsClient(server.url) as client:
+        with client.create_and_stream_run() as stream:
+            next(stream)
+            told = in_child(lambda: next(stream))
+            assert not server.closed.is_set()
+        assert server.closed.wait(BOUND)
+    assert told == "RuntimeError: this stream was opened before a fork; open one in this process"
+
+
+def test_fork_is_met_by_a_client_in_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same decisions, made where they can be measured: the process id changes."""
+    with raw_server(json_answer(DONE)) as server, httpx.Client() as own:
+        ours, theirs = RunsClient(server.url), RunsClient(server.url, http_client=own)
+        ours.create_and_wait_run()
+        before = ours._session.io._client
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        ours.create_and_wait_run()
+        with pytest.raises(RuntimeError, match="before a fork"):
+            theirs.create_and_wait_run()
+        ours.close()
+        monkeypatch.undo()
+        assert not before.is_closed
+        before.close()
+
+
+def test_close_in_a_child_leaves_the_pool_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing would shut down TLS sessions that the parent uses."""
+    with raw_server(json_answer(DONE)) as server:
+        client = RunsClient(server.url)
+        client.create_and_wait_run()
+        pool = client._session.io._client
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        client.close()
+        monkeypatch.undo()
+        assert not pool.is_closed
+        pool.close()
+
+
+def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stream belongs to the process that opened it."""
+    with raw_server(events(VALUES, hold=True)) as server, RunsClient(server.url) as client:
+        with client.create_and_stream_run() as stream:
+            next(stream)
+            monkeypatch.setattr(os, "getpid", lambda: -1)
+            with pytest.raises(RuntimeError, match="opened before a fork"):
+                next(stream)
+            monkeypatch.undo()
