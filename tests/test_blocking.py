@@ -104,7 +104,7 @@ def in_child(check: Any) -> str:
     if pid == 0:  # pragma: no cover  # the child is another process, which is not measured
         try:
             told = check()
-        except BaseException as error:  # noqa: BLE001  # whatever it is, the parent asserts on it
+        except BaseException as error:  # whatever it is, the parent asserts on it
             told = f"{type(error).__name__}: {error}"
         os.write(writing, str(told).encode()[:4000])
         os._exit(0)
@@ -147,12 +147,18 @@ def test_stream_is_refused_after_a_fork() -> None:
     assert told == "RuntimeError: this stream was opened before a fork; open one in this process"
 
 
+def _pool_of(client: RunsClient) -> httpx.Client:
+    io: Any = client._session.io
+    pool: httpx.Client = io._client
+    return pool
+
+
 def test_fork_is_met_by_a_client_in_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same decisions, made where they can be measured: the process id changes."""
     with raw_server(json_answer(DONE)) as server, httpx.Client() as own:
         ours, theirs = RunsClient(server.url), RunsClient(server.url, http_client=own)
         ours.create_and_wait_run()
-        before = ours._session.io._client
+        before = _pool_of(ours)
         monkeypatch.setattr(os, "getpid", lambda: -1)
         ours.create_and_wait_run()
         with pytest.raises(RuntimeError, match="before a fork"):
@@ -168,7 +174,7 @@ def test_close_in_a_child_leaves_the_pool_of_the_parent(monkeypatch: pytest.Monk
     with raw_server(json_answer(DONE)) as server:
         client = RunsClient(server.url)
         client.create_and_wait_run()
-        pool = client._session.io._client
+        pool = _pool_of(client)
         monkeypatch.setattr(os, "getpid", lambda: -1)
         client.close()
         monkeypatch.undo()
@@ -178,10 +184,14 @@ def test_close_in_a_child_leaves_the_pool_of_the_parent(monkeypatch: pytest.Monk
 
 def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     """A stream belongs to the process that opened it."""
-    with raw_server(events(VALUES, hold=True)) as server, RunsClient(server.url) as client:
-        with client.create_and_stream_run() as stream:
+    held = events(VALUES, hold=True)
+    with (
+        raw_server(held) as server,
+        RunsClient(server.url) as client,
+        client.create_and_stream_run() as stream,
+    ):
+        next(stream)
+        monkeypatch.setattr(os, "getpid", lambda: -1)
+        with pytest.raises(RuntimeError, match="opened before a fork"):
             next(stream)
-            monkeypatch.setattr(os, "getpid", lambda: -1)
-            with pytest.raises(RuntimeError, match="opened before a fork"):
-                next(stream)
-            monkeypatch.undo()
+        monkeypatch.undo()

@@ -8,6 +8,8 @@ import gc
 import json
 import logging
 import math
+import socket
+from contextlib import ExitStack
 from typing import Any, TypedDict
 from uuid import UUID
 
@@ -406,6 +408,7 @@ async def test_run_that_did_not_fail_is_a_result(flavour: Flavour, status: str) 
         (answer(205), "205"),
         (answer(307, location="https://evil.example/"), "https://evil.example/"),
         (answer(302, location="http://["), "redirect"),
+        (answer(302, location="http://x:nan/"), "a redirect to no valid URL"),
     ],
 )
 @pytest.mark.parametrize("method", ["create_and_wait_run", "update_and_wait_run"])
@@ -509,6 +512,22 @@ async def test_refused_connection_says_where(flavour: Flavour) -> None:
     with pytest.raises(TransportError, match=f"could not connect to {url}/.*server running"):
         await flavour.call(client.update_and_wait_run, "r")
     await flavour.close(client)
+
+
+async def test_connection_that_is_not_accepted_ends_by_its_limit(flavour: Flavour) -> None:
+    """FAULTS: connect timeout; a full backlog leaves a connection unanswered."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.create_server(("127.0.0.1", 0), backlog=0))
+        address = listener.getsockname()
+        for _ in range(8):
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        client = flavour.client(f"http://127.0.0.1:{address[1]}", timeout=Timeout(connect=0.2))
+        with pytest.raises(RequestTimeoutError, match=r"timeout\.connect") as caught:
+            await flavour.call(client.create_and_wait_run)
+        await flavour.close(client)
+    assert (caught.value.limit, caught.value.seconds) == ("connect", 0.2)
 
 
 async def _cut_body(connection: Connection) -> None:

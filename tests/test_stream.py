@@ -631,10 +631,8 @@ def _take_one_and_drop(client: RunsClient) -> None:
 def test_dropped_sync_stream_is_freed_and_warns() -> None:
     """DESIGN: a stream left by break outside a with block is freed when collected."""
     with raw_server(events(META, hold=True)) as server, RunsClient(server.url) as client:
-        with pytest.warns(ResourceWarning, match="BlockingRunStream.*was not closed"):
-            for _ in client.create_and_stream_run():
-                break
-            gc.collect()
+        with pytest.warns(ResourceWarning, match=r"BlockingRunStream.*was not closed"):
+            _take_one_and_drop(client)
         assert server.closed.wait(BOUND)
 
 

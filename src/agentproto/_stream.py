@@ -296,9 +296,8 @@ class EventStream(Generic[T]):
             self._account(self._operation.decode(sse))
 
     def _with_details(self, error: AgentProtoError) -> AgentProtoError:
-        if self.exchange is not None:
-            tell(error, self.exchange, self.run)
-        error.about(run=self.run, last_event_id=self.last_event_id)
+        tell(error, cast("Exchange", self.exchange), self.run)
+        error.about(last_event_id=self.last_event_id)
         return error
 
     async def _result(self) -> RunWaitResponse[T]:
