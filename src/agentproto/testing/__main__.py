@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import threading
+from time import sleep
 
 from . import RunsServer, demo_agents
 
@@ -20,7 +20,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         with RunsServer(demo_agents, host=options.host, port=options.port) as server:
             _introduce(server.url)
-            threading.Event().wait()
+            while True:
+                sleep(60)
     except OSError as error:
         parser.exit(1, f"cannot listen at {options.host}:{options.port}: {error.strerror}\n")
     except KeyboardInterrupt:

@@ -54,7 +54,8 @@ class EventLog:
         """
         while position < len(self) or not self.is_ended:
             if position == len(self):
-                if not await self._is_changed_within(heartbeat):
+                is_changed = await self._is_changed_within(heartbeat)
+                if not is_changed:
                     yield HEARTBEAT
                 continue
             event = self._events[position]

@@ -83,6 +83,7 @@ class HostedRun:
         """Stop the agent, or drop the questions it waits with."""
         if not self.is_active:
             self._questions = Questions()
+            self.turn = _done(self._outcome())
             self._task = asyncio.create_task(self._close_agent())
         elif not self._task.cancelling():  # a second cancel would interrupt the agent's cleanup
             self._task.cancel()
@@ -194,6 +195,12 @@ class HostedRun:
     async def _close_agent(self) -> None:
         with suppress(Exception):  # the run is over: nobody is left to hear of a failing cleanup
             await self._steps.aclose()
+
+
+def _done(outcome: dict[str, Any]) -> Turn:
+    turn: Turn = asyncio.get_running_loop().create_future()
+    turn.set_result(outcome)
+    return turn
 
 
 def _context(agent_id: str, fields: dict[str, Any]) -> AgentRun:
