@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import socket
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from typing import Any, TypedDict
 from uuid import UUID
@@ -762,6 +763,24 @@ async def test_transport_of_the_caller_is_used() -> None:
     with RunsClient("https://[::1]:8/p/", transport=transport) as sync:
         assert sync.create_and_wait_run().values == {"n": 2}
     assert seen == ["http://x/p/runs/wait", "https://[::1]:8/p/runs/wait"]
+
+
+class Pieces(httpx.AsyncByteStream, httpx.SyncByteStream):
+    def __iter__(self) -> Iterator[bytes]:
+        yield from [b"", DONE.encode(), b""]
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self:
+            yield piece
+
+
+async def test_empty_pieces_of_a_body_are_not_its_end(flavour: Flavour) -> None:
+    """A transport may yield them."""
+    kind = {"content-type": "application/json"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=kind, stream=Pieces()))
+    client = flavour.client("http://x", transport=transport)
+    assert (await flavour.call(client.create_and_wait_run)).values == {"n": 1}
+    await flavour.close(client)
 
 
 async def test_compressed_answer_is_read(flavour: Flavour) -> None:
