@@ -30,7 +30,7 @@ test: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright
-	$(BIN)/pyright --verifytypes agentproto --ignoreexternal
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes agentproto --ignoreexternal
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term-missing
 
 e2e: .venv/installed-dev

@@ -46,15 +46,19 @@ class AgentProtoError(Exception):
         run_id: the run that was meant, or that the server named.
         thread_id: its thread.
         last_event_id: id of the last event that was handed over, on streams.
-        status_code: HTTP status of the answer.
         request_id: the server's own id of the request, for its operator.
     """
 
     run_id: str | None = None
     thread_id: str | None = None
     last_event_id: str | None = None
-    status_code: int | None = None
     request_id: str | None = None
+    _status_code: int | None = None
+
+    @property
+    def status_code(self) -> int | None:
+        """HTTP status of the answer, None where there was none."""
+        return self._status_code
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.args), self.__dict__
@@ -71,7 +75,7 @@ class AgentProtoError(Exception):
         if run is not None:
             self.run_id = self.run_id or run.run_id
             self.thread_id = self.thread_id or run.thread_id
-        self.status_code = self.status_code or status_code
+        self._status_code = self._status_code or status_code
         self.last_event_id = self.last_event_id or last_event_id
         if headers is not None:
             self.request_id = self.request_id or request_id_of(headers)
@@ -120,11 +124,16 @@ class StatusError(AgentProtoError):
         headers: Mapping[str, str],
     ) -> None:
         super().__init__(message)
-        self.status_code = status_code
         self.error = error
         self.body = body
-        self.headers = {name.lower(): value for name, value in headers.items()}
-        self.request_id = request_id_of(headers)
+        self.headers: dict[str, str] = {name.lower(): v for name, v in headers.items()}
+        self._status = status_code
+        self.about(status_code=status_code, headers=headers)
+
+    @property
+    def status_code(self) -> int:
+        """HTTP status of the answer."""
+        return self._status
 
 
 class BadRequestError(StatusError):

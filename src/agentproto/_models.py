@@ -54,7 +54,7 @@ class WireModel(BaseModel):
     A field set to None counts as not set, except where the schema has null as a value.
     """
 
-    model_config = ConfigDict(frozen=True, defer_build=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, defer_build=True)
 
     null_is_a_value: ClassVar[frozenset[str]] = frozenset()
 
@@ -71,11 +71,11 @@ class WireModel(BaseModel):
 
 
 class _Request(WireModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 class _Resource(WireModel):
-    model_config = ConfigDict(extra="allow")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
 
 
 class MessageTextBlock(_Resource):
@@ -164,7 +164,7 @@ class RunCreate(_Request):
     Spec: schema RunCreate
     """
 
-    null_is_a_value = frozenset({"input"})
+    null_is_a_value: ClassVar[frozenset[str]] = frozenset({"input"})
 
     thread_id: _Id | None = None
     agent_id: _Id | None = None
@@ -199,7 +199,7 @@ class Command(_Request):
     Spec: schema RunUpdate, field command
     """
 
-    null_is_a_value = frozenset({"update", "resume"})
+    null_is_a_value: ClassVar[frozenset[str]] = frozenset({"update", "resume"})
 
     update: dict[str, Any] | list[Any] | None = None
     resume: Any = None

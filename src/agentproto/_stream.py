@@ -68,10 +68,10 @@ class EventStream(Generic[T]):
         self._had_metadata = False
         self._transcript: Transcript[T] = Transcript()
         self.exchange: Exchange | None = None
-        self.run = operation.run
+        self.run: RunRef | None = operation.run
         self.last_event_id: str | None = None
-        self.delivered = 0
-        self.new_text = ""
+        self.delivered: int = 0
+        self.new_text: str = ""
         self.ended: Ended | None = None
 
     @property

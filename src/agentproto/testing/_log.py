@@ -25,12 +25,12 @@ class LoggedEvent:
 class EventLog:
     def __init__(self) -> None:
         self._events: list[LoggedEvent] = []
-        self._changed = asyncio.Event()
+        self._changed = _future()
 
     def append(self, name: str, data: Any) -> None:
         self._events.append(LoggedEvent(str(len(self._events) + 1), name, dump(data)))
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed.set_result(None)
+        self._changed = _future()
 
     def __len__(self) -> int:
         return len(self._events)
@@ -54,8 +54,8 @@ class EventLog:
         """
         while position < len(self) or not self.is_ended:
             if position == len(self):
-                is_changed = await self._is_changed_within(heartbeat)
-                if not is_changed:
+                changed, _ = await asyncio.wait({self._changed}, timeout=heartbeat)
+                if not changed:
                     yield HEARTBEAT
                 continue
             event = self._events[position]
@@ -66,10 +66,6 @@ class EventLog:
             if event.name == "end":
                 return
 
-    async def _is_changed_within(self, seconds: float) -> bool:
-        try:
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
-        except TimeoutError:
-            return False
-        return True
+
+def _future() -> asyncio.Future[None]:
+    return asyncio.get_running_loop().create_future()
