@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -77,11 +78,18 @@ def without_asyncio(base_url: str, agent: str, trip: Any, answer: str) -> None:
         print(f"the same without asyncio: {json.dumps(result.values)}")
 
 
+def as_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"not JSON: {error}") from error
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else None)
     parser.add_argument("--base-url", help="a server of yours, instead of one in this process")
     parser.add_argument("--agent", default="trip", help="its agent (trip)")
-    parser.add_argument("--input", type=json.loads, default={"to": "Oslo"}, help="JSON for it")
+    parser.add_argument("--input", type=as_json, default={"to": "Oslo"}, help="JSON for it")
     parser.add_argument("--answer", default="yes", help="the answer to what it asks (yes)")
     options = parser.parse_args()
 
@@ -100,4 +108,4 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
-        print("\nstopped")
+        sys.exit("\nstopped")

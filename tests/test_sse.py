@@ -19,6 +19,7 @@ from .sse_standard import interpret
 
 WIRE = Path(__file__).parent / "wire"
 STREAMS = sorted(WIRE.glob("*/*.sse"))
+BODIES = sorted(WIRE.glob("*/*.body"))
 
 
 def decode(*chunks: bytes) -> list[ServerSentEvent]:
@@ -254,3 +255,9 @@ def test_real_stream_may_be_cut_anywhere(data: st.DataObject) -> None:
     edges = [0, *cuts, len(stream)]
     chunks = [stream[a:b] for a, b in pairwise(edges)]
     assert decode(*chunks) == decode(stream)
+
+
+@pytest.mark.parametrize("path", BODIES, ids=lambda p: f"{p.parent.name}/{p.stem}")
+def test_body_that_is_no_stream_has_no_events(path: Path) -> None:
+    """Seen on langgraph dev and langgraphjs dev: JSON and plain text, refusals among them."""
+    assert decode(path.read_bytes()) == decode(*one_byte_at_a_time(path.read_bytes())) == []

@@ -8,6 +8,7 @@ import json
 import warnings
 from typing import Any
 
+import anyio
 import httpx_sse
 import pytest
 from pydantic import BaseModel
@@ -654,6 +655,19 @@ def test_break_and_exceptions_in_a_sync_block_close_the_connection() -> None:
             for _ in stream:
                 break
         assert server.closed.wait(BOUND)
+
+
+def test_both_kinds_of_call_work_on_trio() -> None:
+    """DESIGN, Dependencies: anyio; the client is bound to no event loop of its own."""
+
+    async def main() -> list[Any]:
+        async with AsyncRunsClient(server.url, timeout=Timeout(total=BOUND)) as client:
+            result = await client.create_and_wait_run()
+            return [result.values, *[event async for event in client.create_and_stream_run()]]
+
+    with raw_server(json_answer('{"n":1}'), events(META, VALUES)) as server:
+        told = anyio.run(main, backend="trio")
+    assert told == [{"n": 1}, METADATA_EVENT, VALUES_EVENT]
 
 
 async def test_refused_stream_raises_on_entering(flavour: Flavour) -> None:

@@ -227,11 +227,10 @@ class EventStream(Generic[T]):
     async def _read(self, exchange: Exchange) -> bytes:
         try:
             return await exchange.read()
-        except RequestTimeoutError as error:
-            if error.limit == "total":
-                raise self._with_details(error)  # noqa: B904
-            raise self._cut(error) from error
         except AgentProtoError as error:
+            if isinstance(error, RequestTimeoutError) and error.limit == "total":
+                self._with_details(error)
+                raise
             raise self._cut(error) from error
 
     def _cut(self, cause: AgentProtoError) -> AgentProtoError:

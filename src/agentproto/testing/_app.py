@@ -70,8 +70,9 @@ class _RunsApi:
 
     async def update_and_stream(self, request: Request) -> Response:
         run = self._store.get(request.path_params["run_id"])
+        command = run_update(await request.body())
         position = len(run.log)
-        run.update(run_update(await request.body()))
+        run.update(command)
         return self._streaming(run, run.log.streamed(position, self._heartbeat), is_owner=True)
 
     async def wait(self, request: Request) -> Response:

@@ -52,7 +52,10 @@ class RunStore:
         run = self.get(run_id)
         if not run.is_over:
             run.cancel()
-        del self._runs[run_id]
+        self.forget(run_id)
+
+    def forget(self, run_id: str) -> None:
+        self._runs.pop(run_id, None)
 
     async def close(self) -> None:
         """Stop every agent, which ends every open response."""
