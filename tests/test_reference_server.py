@@ -487,6 +487,8 @@ def test_agents_are_checked() -> None:
         RunsServer({})
     with pytest.raises(TypeError, match="does it yield"):
         RunsServer({"a": coroutine})  # type: ignore[dict-item]  # that is what is wrong
+    with pytest.raises(ValueError, match="heartbeat: expected seconds above 0"):
+        RunsServer(demo_agents, heartbeat=0)
     with pytest.raises(ValueError, match="at least one question"):
         Ask()
 

@@ -1,29 +1,32 @@
-"""A server of the Runs API for tests and for trying a client; needs `agentproto[testing]`.
-
-An agent is an async generator function:
+"""An in-memory server of the Runs API, for which an agent is an async generator function.
 
     async def trip(run):
-        yield Values({"to": run.input["to"]})
-        answer = yield Ask({"question": "Book it?"})
-        yield Values({**run.values, "booked": answer == "yes"})
+        answer = yield Ask({"question": f"Book {run.input['to']}?"})
+        yield Values({"to": run.input["to"], "booked": answer == "yes"})
 
     with RunsServer({"trip": trip}) as server:
-        httpx.post(f"{server.url}/runs/wait", json={"input": {"to": "Oslo"}})
+        client = RunsClient(server.url)
 
-`python -m agentproto.testing` serves a few demo agents.
+It serves the seven background operations and the four of the Runs API; it shares no code with
+the client. A run that failed carries an `error` beside the fields of the schema. An interrupted
+run can be updated until its questions are answered. `GET /runs/{run_id}/stream` begins after
+`Last-Event-ID`, or without one at the first event. `webhook` is not called, and `if_not_exists`
+and `on_completion` change nothing: every thread exists, and runs are kept.
+
+Needs the extra: pip install "agentproto[testing]"
 """
 
-from __future__ import annotations
-
 try:
-    from ._agents import Agent, AgentRun, Ask, Custom, Step, Token, Updates, Values
-    from ._demo import demo_agents
-    from ._recorder import RecordedRequest
-    from ._server import RunsServer
-except ImportError as missing:
+    import starlette as _starlette
+    import uvicorn as _uvicorn
+except ImportError as _missing:
     raise ImportError(
         'agentproto.testing needs starlette and uvicorn: pip install "agentproto[testing]"'
-    ) from missing
+    ) from _missing
+
+from ._agents import Agent, AgentRun, Ask, Custom, Step, Token, Updates, Values
+from ._demo import demo_agents
+from ._server import RecordedRequest, RunsServer
 
 __all__ = [
     "Agent",
@@ -39,6 +42,7 @@ __all__ = [
     "demo_agents",
 ]
 
+del _starlette, _uvicorn
 
-for _public in (AgentRun, Ask, Custom, RecordedRequest, RunsServer, Token, Updates, Values):
-    _public.__module__ = __name__
+for _class in (AgentRun, Ask, Custom, RecordedRequest, RunsServer, Token, Updates, Values):
+    _class.__module__ = __name__

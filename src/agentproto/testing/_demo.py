@@ -1,51 +1,59 @@
-"""Agents to try a client with."""
+"""Agents to look at, and to try a client on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from typing import Any, cast
-from uuid import uuid4
 
 from ._agents import Agent, AgentRun, Ask, Custom, Step, Token, Updates, Values
 
 
 async def echo(run: AgentRun) -> AsyncGenerator[Step, Any]:
-    """returns its input"""
-    yield Values(_as_values(run.input))
+    """Returns its input, which is an object."""
+    yield Values(_object(run.input))
 
 
 async def chat(run: AgentRun) -> AsyncGenerator[Step, Any]:
-    """streams a message token by token"""
-    reply, message_id = f"You said: {_last_words(run)}", str(uuid4())
-    for token in reply.split(" "):
-        yield Token(token if token == "You" else f" {token}", message_id)
-    answer = {"role": "assistant", "content": reply, "id": message_id}
-    yield Values({"messages": [*run.messages, answer]})
+    """Answers token by token."""
+    asked = str(_object(run.input).get("text", "you"))
+    tokens = ["Hello", ", ", "you", " ", "said", " ", "“", asked, "”", "."]
+    for token in tokens:
+        yield Token(token)
+        await asyncio.sleep(_object(run.input).get("interval", 0.02))
+    said = {"role": "assistant", "content": "".join(tokens)}
+    yield Values({"messages": [*run.messages, said]})
 
 
 async def trip(run: AgentRun) -> AsyncGenerator[Step, Any]:
-    """asks a person, then goes on"""
-    yield Values({"to": _setting(run, "to", "Oslo")})
-    answer = yield Ask({"question": f"Book the trip to {run.values['to']}?"})
-    is_booked = answer in ("yes", True)
-    yield Updates({"book": {"booked": is_booked}})
-    yield Values({**run.values, "booked": is_booked})
+    """Asks a person before it books."""
+    to = _object(run.input).get("to", "Oslo")
+    yield Values({"to": to})
+    yield Custom({"progress": "looking for flights"})
+    yield Updates({"search": {"price": 120}})
+    yield Values({"to": to, "price": 120})
+    answer = yield Ask({"question": f"Book the trip to {to} for 120?", "options": ["yes", "no"]})
+    yield Updates({"book": {"booked": answer == "yes"}})
+    yield Values({"to": to, "price": 120, "booked": answer == "yes"})
 
 
-async def fail(_: AgentRun) -> AsyncGenerator[Step, Any]:
-    """raises after one good step"""
-    yield Values({"step": 1})
-    raise RuntimeError("the second step always fails")
+async def fail(run: AgentRun) -> AsyncGenerator[Step, Any]:
+    """Fails after one good step."""
+    yield Values({"steps": 1})
+    raise ValueError("boom: this agent always fails")
 
 
 async def slow(run: AgentRun) -> AsyncGenerator[Step, Any]:
-    """ticks n times, interval seconds apart"""
-    ticks = int(_setting(run, "n", 5))
+    """Ticks `n` times, `interval` seconds apart."""
+    ticks = _object(run.input).get("n", 5)
     for tick in range(1, ticks + 1):
-        await asyncio.sleep(float(_setting(run, "interval", 0.5)))
+        await asyncio.sleep(_object(run.input).get("interval", 0.5))
         yield Custom({"tick": tick})
-    yield Values({"ticks": ticks})
+        yield Values({"ticks": tick})
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {"input": value}
 
 
 demo_agents: dict[str, Agent] = {
@@ -55,18 +63,4 @@ demo_agents: dict[str, Agent] = {
     "fail": fail,
     "slow": slow,
 }
-"""Agents to try a client with: echo, chat, trip, fail and slow."""
-
-
-def _as_values(value: Any) -> Mapping[str, Any]:
-    return cast(Mapping[str, Any], value) if isinstance(value, dict) else {"input": value}
-
-
-def _setting(run: AgentRun, name: str, default: Any) -> Any:
-    return _as_values(run.input).get(name, default)
-
-
-def _last_words(run: AgentRun) -> str:
-    if run.messages:
-        return str(run.messages[-1]["content"])
-    return str(_setting(run, "input", "nothing"))
+"""The agents that `python -m agentproto.testing` serves."""

@@ -1,4 +1,4 @@
-"""The server on a socket of its own, in a thread of its own."""
+"""The server as a context manager: uvicorn in a thread of its own, on a free loopback port."""
 
 from __future__ import annotations
 
@@ -6,63 +6,56 @@ import asyncio
 import socket
 import threading
 from collections.abc import Mapping
+from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Self
 
 import uvicorn
-from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ._agents import Agent
 from ._app import runs_app
-from ._recorder import RecordedRequest, Recorder
 from ._store import RunStore
 
-HANG_UP_SECONDS = 0.2
-"""How long clients may read the end of their responses when the server stops."""
+START_SECONDS = 10.0
+STOP_SECONDS = 1
 
-JOIN_SECONDS = 5.0
-"""How long the thread may take to end before an agent must be what holds it up."""
+
+@dataclass(frozen=True)
+class RecordedRequest:
+    """A request as it arrived; header names are in lower case."""
+
+    method: str
+    path: str
+    headers: Mapping[str, str]
+    body: bytes
 
 
 class RunsServer:
-    """An in-memory server of the Runs API, in which agents are async generator functions.
+    """An in-memory server of the Runs API, for tests and demonstrations.
 
-    As a context manager, `with` or `async with`, it serves in a thread of its own on a free port
-    of `host`, an IPv4 address or name. Runs are kept after it stopped and are there when it is
-    entered again. Without a context manager, `app` is an ASGI application for a server of your
-    own; it needs asyncio.
+    Use it as a context manager: it listens while the block runs, at `url`. `app` is the same
+    server as an ASGI application, for a server of your own; it needs asyncio.
 
-    What the spec leaves open:
-
-    - A request without `agent_id` goes to the first of `agents`.
-    - `thread_id` is any string. A thread has one run at work at a time; a second one is a 409.
-    - A cancelled run has the status `interrupted` and nothing to answer. An agent that raises
-      TimeoutError makes the run `timeout`, one that raises anything else `error`; both send an
-      `error` event before the `end` event.
-    - Deleting a run also stops it. Cancelling a run that waits for an answer drops the question.
-    - An update with a map of interrupt ids as `resume` answers these questions; any other value
-      answers the only open question, and is a 422 if there are several. No `resume` answers all
-      of them with null.
-    - GET /runs/{run_id}/stream replays the events after `Last-Event-ID`, or all events without
-      this header or for an id the run has not sent, and goes on live. An `end` that an update
-      followed is left out of it.
-    - `webhook`, `on_completion` and `if_not_exists` are checked and kept, and have no effect.
+    What the spec leaves open is so here: any `thread_id` will do, and a thread has one run at
+    work at a time; a cancelled run is `interrupted`, with nothing to answer; an agent that raises
+    TimeoutError ends in `timeout`, with another exception in `error`, and tells an `error` event
+    before `end`. An update whose `resume` maps interrupt ids answers these questions, another
+    value the only open one; without `resume` all are answered with None. Deleting a run stops it.
 
     Args:
-        agents: the agents by agent_id, at least one.
-        host: where to listen.
-        port: the port to listen on; 0 takes a free one.
-        heartbeat: seconds without an event after which a stream sends a comment and a wait an
-            empty line.
+        agents: async generator functions by agent id. The first is the default agent.
+        host: the address to listen at.
+        port: 0 takes a free one.
+        heartbeat: seconds of silence after which a stream sends a comment, and a wait call a
+            line feed before its JSON.
+
+    Attributes:
+        requests: the requests so far, in the order in which their bodies were complete.
 
     Raises:
-        ValueError: there are no agents, or the heartbeat is not positive.
-        TypeError: an agent is a coroutine function.
-        OSError: on entering, `host` and `port` are not free to listen on.
-        RuntimeError: on entering, the server is already running; on leaving, an agent swallowed
-            its cancellation.
-
-    Spec: paths /runs of the Agent Protocol
+        ValueError: without agents, or for a heartbeat that is not above 0.
+        TypeError: for an agent that is a coroutine function.
     """
 
     def __init__(
@@ -74,55 +67,64 @@ class RunsServer:
         heartbeat: float = 5.0,
     ) -> None:
         if heartbeat <= 0:
-            raise ValueError(f"expected a heartbeat of more than 0 seconds, got {heartbeat}")
-        self._store = RunStore(agents)
-        self._recorder = Recorder(runs_app(self._store, heartbeat))
+            raise ValueError(f"heartbeat: expected seconds above 0, got {heartbeat}")
         self._address = (host, port)
-        self._thread: _ServerThread | None = None
-
-    @property
-    def app(self) -> ASGIApp:
-        """The ASGI application, which also keeps `requests` and `open_requests`."""
-        return self._recorder
+        self._store = RunStore(agents)
+        self._counted = threading.Condition()
+        self._open_requests = 0
+        self._url: str | None = None
+        self.requests: list[RecordedRequest] = []
+        self.app: ASGIApp = self._recorded(runs_app(self._store, heartbeat))
 
     @property
     def url(self) -> str:
-        """The root of the API, without a slash at its end.
+        """Base URL of the running server, without a slash at its end.
 
         Raises:
-            RuntimeError: the server is not running.
+            RuntimeError: if it does not run.
         """
-        if self._thread is None:
-            raise RuntimeError("the server has no url before it runs: enter it using `with`")
-        return self._thread.url
-
-    @property
-    def requests(self) -> list[RecordedRequest]:
-        """All requests so far in the order in which they arrived, those in progress included."""
-        return self._recorder.requests
+        if self._url is None:
+            raise RuntimeError("the server does not run: use it in a with block")
+        return self._url
 
     @property
     def open_requests(self) -> int:
-        """The number of requests in progress; safe to read from any thread."""
-        return self._recorder.open_requests
+        """How many requests are being answered. Thread-safe."""
+        return self._open_requests
 
-    def wait_until_idle(self, timeout: float = 5.0) -> bool:
-        """Block until no request is in progress; False if `timeout` seconds were not enough.
+    def wait_until_idle(self, timeout: float = 2.0) -> bool:
+        """Wait until no request is being answered; False if one still is after `timeout` seconds.
 
-        A request is in progress until the last byte of its response is handed to the socket, or
-        the server noticed that the client hung up and, if that cancels the run, the agent
-        stopped. A background run is no request. In async code use `wait_until_idle_async`.
+        A stream whose client has gone is no longer answered. In a coroutine:
+        `await asyncio.to_thread(server.wait_until_idle)`.
         """
-        return self._recorder.wait_until_idle(timeout)
+        with self._counted:
+            return self._counted.wait_for(lambda: self._open_requests == 0, timeout)
 
-    async def wait_until_idle_async(self, timeout: float = 5.0) -> bool:
-        """`wait_until_idle` for async code: it does not block the event loop."""
-        return await run_in_threadpool(self.wait_until_idle, timeout)
-
-    def __enter__(self) -> RunsServer:
-        if self._thread is not None:
-            raise RuntimeError(f"the server is already running on {self.url}")
-        self._thread = _ServerThread(self._recorder, self._store, self._address)
+    def __enter__(self) -> Self:
+        family = socket.AF_INET6 if ":" in self._address[0] else socket.AF_INET
+        listener = socket.create_server(self._address, family=family)
+        # asyncio does so only for sockets it opens; without, each answer waits 40 ms for an ACK.
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+        config = uvicorn.Config(
+            self.app,
+            http="h11",
+            ws="none",
+            lifespan="on",
+            access_log=False,
+            log_level="critical",
+            timeout_graceful_shutdown=STOP_SECONDS,
+        )
+        self._server = _Server(config)
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listener],), name="agentproto.testing", daemon=True
+        )
+        self._thread.start()
+        if not self._server.has_started.wait(START_SECONDS):
+            listener.close()
+            raise RuntimeError(f"the server did not start within {START_SECONDS:g} s")
+        host, port = listener.getsockname()[:2]
+        self._url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
         return self
 
     def __exit__(
@@ -131,12 +133,15 @@ class RunsServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._thread is not None:
-            thread, self._thread = self._thread, None
-            thread.stop()
+        self._url = None
+        # Open responses end with their runs; a server that stops first would wait for them.
+        closing = asyncio.run_coroutine_threadsafe(self._store.close(), self._server.loop)
+        closing.result(START_SECONDS)
+        self._server.should_exit = True
+        self._thread.join()
 
-    async def __aenter__(self) -> RunsServer:
-        return await run_in_threadpool(self.__enter__)
+    async def __aenter__(self) -> Self:
+        return await asyncio.to_thread(self.__enter__)
 
     async def __aexit__(
         self,
@@ -144,59 +149,58 @@ class RunsServer:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await run_in_threadpool(self.__exit__, exc_type, exc, traceback)
+        await asyncio.to_thread(self.__exit__, exc_type, exc, traceback)
+
+    def _recorded(self, app: ASGIApp) -> ASGIApp:
+        async def recorded(scope: Scope, receive: Receive, send: Send) -> None:
+            if scope["type"] != "http":
+                await app(scope, receive, send)
+                return
+            self._count(+1)
+            try:
+                await app(scope, self._recording(scope, receive), send)
+            finally:
+                self._count(-1)
+
+        return recorded
+
+    def _recording(self, scope: Scope, receive: Receive) -> Receive:
+        pieces: list[bytes] = []
+
+        async def recording() -> Message:
+            message = await receive()
+            if message["type"] == "http.request":
+                pieces.append(message.get("body", b""))
+                if not message.get("more_body", False):
+                    self.requests.append(_recorded_request(scope, b"".join(pieces)))
+            return message
+
+        return recording
+
+    def _count(self, change: int) -> None:
+        with self._counted:
+            self._open_requests += change
+            self._counted.notify_all()
 
 
-class _Uvicorn(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, on_started: threading.Event) -> None:
+def _recorded_request(scope: Mapping[str, Any], body: bytes) -> RecordedRequest:
+    query = scope["query_string"].decode("latin-1")
+    return RecordedRequest(
+        method=scope["method"],
+        path=scope["raw_path"].decode("latin-1") + (f"?{query}" if query else ""),
+        headers={
+            name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]
+        },
+        body=body,
+    )
+
+
+class _Server(uvicorn.Server):
+    def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
-        self._on_started = on_started
+        self.has_started = threading.Event()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
-        self._on_started.set()
-
-    def hang_up(self) -> None:
-        """Close the connections whose clients do not read: their responses would never end."""
-        for connection in self.server_state.connections:
-            connection.transport.abort()
-
-
-class _ServerThread:
-    def __init__(self, recorder: Recorder, store: RunStore, address: tuple[str, int]) -> None:
-        listener = socket.create_server(address)
-        self.url = "http://{}:{}".format(*listener.getsockname())
-        self._recorder = recorder
-        self._store = store
-        self._started = threading.Event()
-        # A daemon, so that an agent which cannot be stopped does not keep the process alive.
-        self._thread = threading.Thread(
-            target=asyncio.run, args=(self._serve(listener),), name="RunsServer", daemon=True
-        )
-        self._thread.start()
-        self._started.wait()
-
-    def stop(self) -> None:
-        self._loop.call_soon_threadsafe(self._stopping.set)
-        self._thread.join(JOIN_SECONDS)
-        if self._thread.is_alive():
-            raise RuntimeError(
-                f"the server did not stop within {JOIN_SECONDS} s: does an agent catch "
-                f"asyncio.CancelledError without raising it again?"
-            )
-
-    async def _serve(self, listener: socket.socket) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stopping = asyncio.Event()
-        server = _Uvicorn(_config(self._recorder), self._started)
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        await self._stopping.wait()
-        await self._store.close()
-        if not await asyncio.to_thread(self._recorder.wait_until_idle, HANG_UP_SECONDS):
-            server.hang_up()
-        server.should_exit = True
-        await serving
-
-
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(app, http="h11", ws="none", log_config=None, access_log=False)
+        self.has_started.set()

@@ -52,9 +52,6 @@ class RunStore:
         run = self.get(run_id)
         if not run.is_over:
             run.cancel()
-        self.forget(run_id)
-
-    def forget(self, run_id: str) -> None:
         self._runs.pop(run_id, None)
 
     async def close(self) -> None:
