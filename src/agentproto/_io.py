@@ -292,7 +292,7 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return TransportError(f"{request.asked}: the request could not be written as HTTP")
         case _:
             return TransportError(
-                f"{request.asked}: the connection broke: {exc or type(exc).__name__}"
+                f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
 
 

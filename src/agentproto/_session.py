@@ -121,10 +121,10 @@ async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
     response = exchange.response
     error: AgentProtoError
     if response.is_redirect:
+        target = response.headers.get("location", "nowhere")[:500]
         error = ProtocolError(
-            f"{request.asked} was answered {response.status_code} with a redirect to "
-            f"{response.headers['location']!r}, which is not followed; "
-            "if that is the server, make it the base_url"
+            f"{request.asked} was answered {response.status_code} with a redirect to {target!r}, "
+            "which is not followed; if that is the server, make it the base_url"
         )
         await exchange.release()
     else:
