@@ -28,11 +28,19 @@ CALLS = [
     "create_and_stream_run",
     "update_and_wait_run",
     "update_and_stream_run",
+    "create_run",
+    "get_run",
+    "search_runs",
+    "iter_runs",
+    "wait_run",
+    "stream_run",
+    "cancel_run",
+    "delete_run",
 ]
 
 
 def _sync_form(annotation: str) -> str:
-    return annotation.replace("BlockingRunStream", "RunStream")
+    return annotation.replace("BlockingRunStream", "RunStream").replace("AsyncIterator", "Iterator")
 
 
 def _signature(function: Any) -> tuple[list[tuple[str, Any, Any, str]], str]:
@@ -52,7 +60,7 @@ def test_sync_method_has_signature_and_docstring_of_the_async_one(name: str) -> 
     assert blocking.__doc__
     overloads = [list(map(_signature, get_overloads(f))) for f in (asynchronous, blocking)]
     assert overloads[0] == overloads[1]
-    assert len(overloads[0]) == 2
+    assert len(overloads[0]) == (2 if "wait" in name or "stream" in name else 0)
 
 
 def test_sync_client_offers_what_the_async_one_offers() -> None:

@@ -11,7 +11,16 @@
 """
 
 from ._blocking import BlockingRunStream, RunsClient
-from ._client import AsyncRunsClient, CallOptions, CreateArguments, RunStream, UpdateArguments
+from ._client import (
+    AsyncRunsClient,
+    CallOptions,
+    CreateArguments,
+    RequestOptions,
+    RunOptions,
+    RunStream,
+    SearchArguments,
+    UpdateArguments,
+)
 from ._errors import (
     AgentProtoError,
     AuthenticationError,
@@ -49,6 +58,8 @@ from ._models import (
     RunEvent,
     RunLike,
     RunRef,
+    RunSearchFields,
+    RunSearchRequest,
     RunStatus,
     RunUpdate,
     RunUpdateFields,
@@ -85,6 +96,7 @@ __all__ = [
     "PermissionDeniedError",
     "ProtocolError",
     "RateLimitError",
+    "RequestOptions",
     "RequestTimeoutError",
     "Run",
     "RunConfig",
@@ -93,13 +105,17 @@ __all__ = [
     "RunEvent",
     "RunFailedError",
     "RunLike",
+    "RunOptions",
     "RunRef",
+    "RunSearchFields",
+    "RunSearchRequest",
     "RunStatus",
     "RunStream",
     "RunUpdate",
     "RunUpdateFields",
     "RunWaitResponse",
     "RunsClient",
+    "SearchArguments",
     "Send",
     "ServerError",
     "StatusError",

@@ -6,9 +6,9 @@ a coroutine of the core to its end, in any thread, inside a running event loop o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack, overload
+from typing import Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -16,8 +16,11 @@ from httpx_sse import ServerSentEvent
 from ._client import (
     AsyncRunsClient,
     CreateArguments,
+    RequestOptions,
     RunCalls,
+    RunOptions,
     RunStream,
+    SearchArguments,
     StreamState,
     UpdateArguments,
     as_httpx_sse,
@@ -26,9 +29,11 @@ from ._client import (
 )
 from ._io import AuthTypes, blocking_io, checked_auth, headers_of
 from ._models import (
+    Run,
     RunCreate,
     RunEvent,
     RunLike,
+    RunSearchRequest,
     RunUpdate,
     RunWaitResponse,
 )
@@ -315,3 +320,99 @@ class RunsClient:
             run, run_update, values_type=values_type, **arguments
         )
         return BlockingRunStream(stream.core)
+
+    @_documented_as(AsyncRunsClient.create_run)
+    def create_run(
+        self, run_create: RunCreate | None = None, /, **arguments: Unpack[CreateArguments]
+    ) -> Run:
+        return drive(self._calls.create_run(run_create, **arguments))
+
+    @_documented_as(AsyncRunsClient.get_run)
+    def get_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> Run:
+        return drive(self._calls.get_run(run, **options))
+
+    @_documented_as(AsyncRunsClient.search_runs)
+    def search_runs(
+        self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
+    ) -> list[Run]:
+        return drive(self._calls.search_runs(request, **arguments))
+
+    @_documented_as(AsyncRunsClient.iter_runs)
+    def iter_runs(
+        self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
+    ) -> Iterator[Run]:
+        return _driven(self._calls.iter_runs(request, **arguments))
+
+    @overload
+    def wait_run(
+        self, run: RunLike, *, values_type: None = None, **options: Unpack[RunOptions]
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    def wait_run(
+        self, run: RunLike, *, values_type: type[T], **options: Unpack[RunOptions]
+    ) -> RunWaitResponse[T]: ...
+    @_documented_as(AsyncRunsClient.wait_run)
+    def wait_run(
+        self,
+        run: RunLike,
+        *,
+        values_type: type[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunWaitResponse[Any]:
+        return drive(self._calls.wait_run(run, values_type=values_type, **options))
+
+    @overload
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: None = None,
+        **options: Unpack[RunOptions],
+    ) -> BlockingRunStream[dict[str, Any]]: ...
+    @overload
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: type[T],
+        **options: Unpack[RunOptions],
+    ) -> BlockingRunStream[T]: ...
+    @_documented_as(AsyncRunsClient.stream_run)
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: type[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> BlockingRunStream[Any]:
+        stream = self._calls.stream_run(
+            run, last_event_id=last_event_id, values_type=values_type, **options
+        )
+        return BlockingRunStream(stream.core)
+
+    @_documented_as(AsyncRunsClient.cancel_run)
+    def cancel_run(
+        self,
+        run: RunLike,
+        *,
+        wait: bool = False,
+        action: Literal["interrupt", "rollback"] = "interrupt",
+        **options: Unpack[RequestOptions],
+    ) -> None:
+        return drive(self._calls.cancel_run(run, wait=wait, action=action, **options))
+
+    @_documented_as(AsyncRunsClient.delete_run)
+    def delete_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> None:
+        return drive(self._calls.delete_run(run, **options))
+
+
+def _driven(runs: AsyncIterator[Run]) -> Iterator[Run]:
+    while (run := drive(_next_of(runs))) is not None:
+        yield run
+
+
+async def _next_of(runs: AsyncIterator[Run]) -> Run | None:
+    return await anext(runs, None)

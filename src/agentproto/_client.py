@@ -7,11 +7,11 @@ import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Generic, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
 
 import httpx
 from httpx_sse import ServerSentEvent
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ._dialects import agent_protocol as dialect
 from ._events import first_problem
@@ -19,11 +19,14 @@ from ._io import AuthTypes, async_io, checked_auth, headers_of
 from ._models import (
     Command,
     Interrupt,
+    Run,
     RunCreate,
     RunCreateFields,
     RunEvent,
     RunLike,
     RunRef,
+    RunSearchFields,
+    RunSearchRequest,
     RunUpdate,
     RunUpdateFields,
     RunWaitResponse,
@@ -36,22 +39,39 @@ from ._stream import Ended, EventStream
 from ._version import __version__
 
 T = TypeVar("T")
-M = TypeVar("M", RunCreate, RunUpdate)
+M = TypeVar("M", RunCreate, RunUpdate, RunSearchRequest)
+
+PAGE_SIZE = 100
+"""Runs that `iter_runs` asks for at a time."""
 
 
-class CallOptions(TypedDict, total=False):
-    """Options of one call, beside the fields of its body.
+class RequestOptions(TypedDict, total=False):
+    """Options of every call.
 
-    `extra_body`: fields that a server adds to the protocol, sent as they are.
     `timeout`: the limits of this call, in the place of the client's.
-    `raise_on_failure`: whether a failed run raises `RunFailedError`.
     `headers`: sent beside the client's own, which they replace where the names are equal.
     """
 
-    extra_body: Mapping[str, Any] | None
     timeout: Timeout | float | None
-    raise_on_failure: bool
     headers: Mapping[str, str] | None
+
+
+class RunOptions(RequestOptions, total=False):
+    """Options of a call that ends with a run.
+
+    `raise_on_failure`: whether a failed run raises `RunFailedError`.
+    """
+
+    raise_on_failure: bool
+
+
+class CallOptions(RunOptions, total=False):
+    """Options of a call that has a body.
+
+    `extra_body`: fields that a server adds to the protocol, sent as they are.
+    """
+
+    extra_body: Mapping[str, Any] | None
 
 
 class CreateArguments(RunCreateFields, CallOptions, total=False):
@@ -60,6 +80,10 @@ class CreateArguments(RunCreateFields, CallOptions, total=False):
 
 class UpdateArguments(RunUpdateFields, CallOptions, total=False):
     """What an update takes as keywords: the fields of `RunUpdate`, and `CallOptions`."""
+
+
+class SearchArguments(RunSearchFields, CallOptions, total=False):
+    """What a search takes as keywords: the fields of `RunSearchRequest`, and `CallOptions`."""
 
 
 class StreamState(Generic[T]):
@@ -404,6 +428,206 @@ class RunCalls:
         operation = dialect.update_and_stream_run(ref, body, extra, values_type)
         return RunStream(EventStream(self._session, operation, settings))
 
+    async def create_run(
+        self, run_create: RunCreate | None = None, /, **arguments: Unpack[CreateArguments]
+    ) -> Run:
+        """Create a run in the background and return it at once.
+
+        Takes what `create_and_wait_run` takes. The run goes on without a connection: wait for it
+        with `wait_run`, follow it with `stream_run`, stop it with `cancel_run`.
+
+        Raises:
+            StatusError, TransportError, ProtocolError, TypeError, ValueError: as
+                `create_and_wait_run`.
+
+        Spec: POST /runs
+        """
+        fields, extra, settings = self._split(arguments)
+        body = _one_of(RunCreate, run_create, fields)
+        return await self._session.call(dialect.create_run(body, extra), settings)
+
+    async def get_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> Run:
+        """Get a run as it stands.
+
+        Raises:
+            NotFoundError: the server has no such run (404).
+            StatusError, TransportError, ProtocolError: as `create_and_wait_run`.
+
+        Spec: GET /runs/{run_id}
+        """
+        settings = self._settings_of(options)
+        return await self._session.call(dialect.get_run(run_ref(run)), settings)
+
+    async def search_runs(
+        self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
+    ) -> list[Run]:
+        """List runs: one page of those that match every filter.
+
+        Takes a `RunSearchRequest`, or its fields as keywords: `metadata`, `status`, `thread_id`,
+        `agent_id`, `limit` (1 to 1000, the server's default is 10) and `offset`.
+
+        Raises:
+            StatusError, TransportError, ProtocolError, TypeError, ValueError: as
+                `create_and_wait_run`.
+
+        Spec: POST /runs/search
+        """
+        fields, extra, settings = self._split(arguments)
+        body = _one_of(RunSearchRequest, request, fields)
+        return await self._session.call(dialect.search_runs(body, extra), settings)
+
+    def iter_runs(
+        self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
+    ) -> AsyncIterator[Run]:
+        """Iterate over all runs that match, page after page.
+
+        Takes what `search_runs` takes; `limit` is the size of a page (100), `offset` where to
+        begin. A run that moves to a later page because others were created meanwhile is given
+        once.
+
+        Raises:
+            StatusError, TransportError, ProtocolError, TypeError, ValueError: as `search_runs`.
+
+        Spec: POST /runs/search
+        """
+        fields, extra, settings = self._split(arguments)
+        body = _one_of(RunSearchRequest, request, fields)
+        return self._pages(body, extra, settings)
+
+    async def _pages(
+        self, body: RunSearchRequest, extra: Mapping[str, Any] | None, settings: CallSettings
+    ) -> AsyncIterator[Run]:
+        size, offset = body.limit or PAGE_SIZE, body.offset or 0
+        seen: set[str | None] = set()
+        page: list[Run] | None = None
+        while page is None or len(page) == size:
+            asked = body.model_copy(update={"limit": size, "offset": offset})
+            page = await self._session.call(dialect.search_runs(asked, extra), settings)
+            for run in page:
+                if run.run_id is None or run.run_id not in seen:
+                    seen.add(run.run_id)
+                    yield run
+            offset += len(page)
+
+    @overload
+    async def wait_run(
+        self, run: RunLike, *, values_type: None = None, **options: Unpack[RunOptions]
+    ) -> RunWaitResponse[dict[str, Any]]: ...
+    @overload
+    async def wait_run(
+        self, run: RunLike, *, values_type: type[T], **options: Unpack[RunOptions]
+    ) -> RunWaitResponse[T]: ...
+    async def wait_run(
+        self,
+        run: RunLike,
+        *,
+        values_type: type[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunWaitResponse[Any]:
+        """Wait until a run ends and return its final output; at once if it already ended.
+
+        The connection stays open for as long as the run takes; `timeout.idle` (seconds without a
+        byte, 300 by default) is the limit that matters.
+
+        Raises:
+            NotFoundError: the server has no such run (404).
+            RunFailedError: the run ended with status `error` or `timeout`.
+            StatusError, TransportError, ProtocolError: as `create_and_wait_run`.
+
+        Spec: GET /runs/{run_id}/wait
+        """
+        settings = self._settings_of(options)
+        operation = dialect.wait_run(run_ref(run), values_type)
+        return await self._session.wait(operation, settings)
+
+    @overload
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunStream[dict[str, Any]]: ...
+    @overload
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: type[T],
+        **options: Unpack[RunOptions],
+    ) -> RunStream[T]: ...
+    def stream_run(
+        self,
+        run: RunLike,
+        *,
+        last_event_id: str | None = None,
+        values_type: type[Any] | None = None,
+        **options: Unpack[RunOptions],
+    ) -> RunStream[Any]:
+        """Join the stream of a run.
+
+        `last_event_id` is the id of the last event that was handled, from this process or another
+        one: a server that keeps events goes on behind it. Without it, what a server sends of the
+        past is up to the server; the protocol asks for new output only. Leaving the stream does
+        not cancel the run.
+
+        Raises:
+            TypeError, ValueError: an argument is wrong; nothing was sent.
+
+        Entering and iterating raise what those of `create_and_stream_run` do.
+
+        Spec: GET /runs/{run_id}/stream
+        """
+        settings = self._settings_of(options)
+        operation = dialect.stream_run(run_ref(run), last_event_id, values_type)
+        return RunStream(EventStream(self._session, operation, settings))
+
+    async def cancel_run(
+        self,
+        run: RunLike,
+        *,
+        wait: bool = False,
+        action: Literal["interrupt", "rollback"] = "interrupt",
+        **options: Unpack[RequestOptions],
+    ) -> None:
+        """Cancel a run, so that it stops and costs no more.
+
+        `wait` returns only when the run has stopped; `action` is what becomes of it: `interrupt`
+        keeps the run and what it did so far, `rollback` deletes both.
+
+        Raises:
+            NotFoundError: the server has no such run (404).
+            StatusError, TransportError: as `create_and_wait_run`.
+
+        Spec: POST /runs/{run_id}/cancel
+        """
+        settings = self._settings_of(options)
+        if action not in ("interrupt", "rollback"):
+            raise ValueError(f"action: expected 'interrupt' or 'rollback', got {action!r}")
+        operation = dialect.cancel_run(run_ref(run), wait=bool(wait), action=action)
+        return await self._session.call(operation, settings)
+
+    async def delete_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> None:
+        """Delete a run.
+
+        Raises:
+            NotFoundError: the server has no such run (404).
+            StatusError, TransportError: as `create_and_wait_run`.
+
+        Spec: DELETE /runs/{run_id}
+        """
+        settings = self._settings_of(options)
+        return await self._session.call(dialect.delete_run(run_ref(run)), settings)
+
+    def _settings_of(self, options: Mapping[str, Any]) -> CallSettings:
+        fields, extra_body, settings = self._split(options)
+        if fields or extra_body is not None:
+            name = min(fields) if fields else "extra_body"
+            raise TypeError(f"unexpected argument {name!r}; this call takes timeout= and headers=")
+        return settings
+
     def _split(
         self, arguments: Mapping[str, Any]
     ) -> tuple[dict[str, Any], Mapping[str, Any] | None, CallSettings]:
@@ -455,7 +679,7 @@ def _check_kind(model: type[object], given: object) -> None:
         )
 
 
-def _check_names(model: type[RunCreate | RunUpdate], fields: Mapping[str, Any]) -> None:
+def _check_names(model: type[BaseModel], fields: Mapping[str, Any]) -> None:
     known = model.model_fields.keys()
     for name in fields.keys() - known:
         if model is RunUpdate and name in Command.model_fields:

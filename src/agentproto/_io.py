@@ -43,7 +43,7 @@ class WireRequest:
 
     method: str
     url: str
-    headers: Mapping[str, str] = field(repr=False)  # may hold secrets
+    headers: Mapping[str, str | bytes] = field(repr=False)  # may hold secrets
     content: bytes | None
     asked: str
     timeout: Timeout
@@ -130,7 +130,7 @@ class _ClientIO(Generic[C]):
         return client.build_request(
             request.method,
             request.url,
-            headers=request.headers,
+            headers=[(name.encode(), _as_bytes(v)) for name, v in request.headers.items()],
             content=request.content,
             timeout=httpx.Timeout(
                 connect=limits.connect,
@@ -294,6 +294,10 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return TransportError(
                 f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
 
 
 # Closing them would shut down TLS sessions that the parent process still uses.

@@ -7,6 +7,7 @@ know, so that a newer server loses nothing. All of them are frozen.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -213,6 +214,31 @@ class RunUpdate(_Request):
     """
 
     command: Command | None = None
+
+
+class RunSearchRequest(_Request):
+    """Payload for listing runs. Only the fields that were set are sent.
+
+    Spec: schema RunSearchRequest
+    """
+
+    metadata: dict[str, Any] | None = None
+    status: StrictStr | None = None
+    thread_id: _Id | None = None
+    agent_id: _Id | None = None
+    limit: Annotated[StrictInt, Field(ge=1, le=1000)] | None = None
+    offset: Annotated[StrictInt, Field(ge=0)] | None = None
+
+
+class RunSearchFields(TypedDict, total=False):
+    """The fields of `RunSearchRequest` as keywords."""
+
+    metadata: Mapping[str, Any] | None
+    status: str | None
+    thread_id: str | UUID | None
+    agent_id: str | UUID | None
+    limit: int | None
+    offset: int | None
 
 
 class RunCreateFields(TypedDict, total=False):
@@ -499,6 +525,20 @@ def check_id(name: str, value: str) -> None:
     if not is_one_segment(value):
         shown = value if len(value) <= 60 else f"{value[:60]}... ({len(value)} characters)"
         raise ValueError(f"{name}: expected an id such as a UUID, got {shown!r}")
+
+
+def event_id_bytes(event_id: str) -> bytes:
+    """An event id as the value of the header Last-Event-ID, in UTF-8.
+
+    Raises:
+        ValueError: for what no header can hold as it is.
+    """
+    if not event_id or event_id != event_id.strip(" \t") or _NOT_IN_HEADERS.search(event_id):
+        raise ValueError(f"last_event_id: no header can hold {event_id[:60]!r}")
+    return event_id.encode()
+
+
+_NOT_IN_HEADERS = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
 def is_one_segment(value: str) -> bool:

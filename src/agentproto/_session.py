@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
+from urllib.parse import urlencode
 
 from ._dialects import Answer, Operation, Request
 from ._errors import (
@@ -48,7 +49,8 @@ class Session:
         exchange = await self.open(operation, settings, accept="application/json")
         run = operation.run_named_by(exchange.response.headers) or operation.run
         try:
-            check_has_body(exchange)
+            if operation.has_body:
+                check_has_body(exchange)
             body = await _read(exchange)
             return operation.decode(Answer(exchange.response.headers, body, operation.asked))
         except AgentProtoError as error:
@@ -84,7 +86,7 @@ class Session:
         """
         wire = WireRequest(
             method=request.method,
-            url=self.base_url + request.path,
+            url=_url(self.base_url, request),
             headers=_headers(request, settings, accept),
             content=request.content,
             asked=request.asked,
@@ -101,13 +103,17 @@ class Session:
         return exchange
 
 
-def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str, str]:
-    headers = {"accept": accept}
+def _url(base_url: str, request: Request) -> str:
+    return f"{base_url}{request.path}{'?' if request.query else ''}{urlencode(request.query)}"
+
+
+def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str, str | bytes]:
+    headers: dict[str, str | bytes] = {"accept": accept}
     if request.content is not None:
         headers["content-type"] = "application/json"
     if accept == EVENT_STREAM:
         headers["accept-encoding"] = "identity"
-    return {**headers, **settings.headers}
+    return {**headers, **settings.headers, **request.headers}
 
 
 async def _read(exchange: Exchange, at_most: float = math.inf) -> bytes:

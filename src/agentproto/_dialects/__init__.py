@@ -6,7 +6,7 @@ An `Operation` says what to send and how to read the answer; nothing here sends 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from .._models import RunEvent, RunRef, RunWaitResponse
@@ -30,6 +30,8 @@ class Request:
 
     method: str
     path: str
+    query: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     content: bytes | None = None
     run: RunRef | None = None
     run_named_by: Callable[[Mapping[str, str]], RunRef | None]
@@ -45,6 +47,7 @@ class Operation(Request, Generic[T]):
     """A call whose answer is one JSON body."""
 
     decode: Callable[[Answer], T]
+    has_body: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
 from urllib.parse import quote, unquote
@@ -26,15 +26,18 @@ from .._models import (
     Run,
     RunCreate,
     RunRef,
+    RunSearchRequest,
     RunUpdate,
     RunWaitResponse,
     WireModel,
+    event_id_bytes,
     is_one_segment,
 )
-from .._shapes import as_object
+from .._shapes import as_list, as_object
 from . import Answer, Operation, StreamOperation
 
 T = TypeVar("T")
+J = TypeVar("J")
 
 
 def create_and_wait_run(
@@ -99,6 +102,82 @@ def update_and_stream_run(
     )
 
 
+def create_run(run_create: RunCreate, extra_body: Mapping[str, Any] | None) -> Operation[Run]:
+    """Spec: POST /runs"""
+    return Operation(
+        method="POST",
+        path="runs",
+        content=_body(run_create, extra_body),
+        run_named_by=run_named_by,
+        decode=partial(_run_response, ref=None),
+    )
+
+
+def get_run(run: RunRef) -> Operation[Run]:
+    """Spec: GET /runs/{run_id}"""
+    return Operation(
+        method="GET",
+        path=f"runs/{_segment(run)}",
+        run=run,
+        run_named_by=run_named_by,
+        decode=partial(_run_response, ref=run),
+    )
+
+
+def search_runs(
+    request: RunSearchRequest, extra_body: Mapping[str, Any] | None
+) -> Operation[list[Run]]:
+    """Spec: POST /runs/search"""
+    return Operation(
+        method="POST",
+        path="runs/search",
+        content=_body(request, extra_body),
+        run_named_by=run_named_by,
+        decode=_runs_response,
+    )
+
+
+def stream_run(
+    run: RunRef, last_event_id: str | None, values_type: type[T] | None
+) -> StreamOperation[T]:
+    """Spec: GET /runs/{run_id}/stream"""
+    headers = {} if last_event_id is None else {"last-event-id": event_id_bytes(last_event_id)}
+    return StreamOperation(
+        method="GET",
+        path=f"runs/{_segment(run)}/stream",
+        headers=headers,
+        run=run,
+        run_named_by=run_named_by,
+        decode=EventReader(values_type),
+        result=partial(wait_run, values_type=values_type),
+    )
+
+
+def cancel_run(run: RunRef, *, wait: bool, action: str) -> Operation[None]:
+    """Spec: POST /runs/{run_id}/cancel"""
+    return Operation(
+        method="POST",
+        path=f"runs/{_segment(run)}/cancel",
+        query={"wait": str(wait).lower(), "action": action},
+        run=run,
+        run_named_by=run_named_by,
+        decode=_nothing,
+        has_body=False,
+    )
+
+
+def delete_run(run: RunRef) -> Operation[None]:
+    """Spec: DELETE /runs/{run_id}"""
+    return Operation(
+        method="DELETE",
+        path=f"runs/{_segment(run)}",
+        run=run,
+        run_named_by=run_named_by,
+        decode=_nothing,
+        has_body=False,
+    )
+
+
 def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitResponse[T]]:
     """Spec: GET /runs/{run_id}/wait"""
     return Operation(
@@ -146,32 +225,56 @@ def _wait_decoder(run: RunRef | None, values_type: type[T] | None) -> Any:
 def _wait_response(
     answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None
 ) -> RunWaitResponse[T]:
-    data = _object_in(answer)
+    data = _json_in(answer, as_object, _OUTPUT)
     if "run" not in data and "values" not in data:
         data = {"values": data, "messages": messages_in(data)}
     try:
         return _response_from(data, run_named_by(answer.headers) or run, adapter)
     except ValidationError as exc:
-        raise _unusable(answer, first_problem(exc)) from exc
+        raise _unusable(answer, _OUTPUT, first_problem(exc)) from exc
 
 
-def _object_in(answer: Answer) -> dict[str, Any]:
+def _nothing(_: Answer) -> None:
+    return None
+
+
+def _run_response(answer: Answer, *, ref: RunRef | None) -> Run:
+    data = _json_in(answer, as_object, _A_RUN)
+    try:
+        return _run_from(data, run_named_by(answer.headers) or ref)
+    except ValidationError as exc:
+        raise _unusable(answer, _A_RUN, first_problem(exc)) from exc
+
+
+def _runs_response(answer: Answer) -> list[Run]:
+    data = _json_in(answer, as_list, _RUNS)
+    try:
+        return [Run.model_validate(item) for item in data]
+    except ValidationError as exc:
+        raise _unusable(answer, _RUNS, first_problem(exc)) from exc
+
+
+_A_RUN = "a JSON object that describes a run"
+_RUNS = "a JSON array of runs"
+_OUTPUT = "a JSON object with run, values and messages"
+
+
+def _json_in(answer: Answer, shape: Callable[[object], J | None], expected: str) -> J:
     try:
         data = parse_json(answer.body)
     except ValueError as exc:
-        raise _unusable(answer, str(exc)) from exc
-    found = as_object(data)
+        raise _unusable(answer, expected, str(exc)) from exc
+    found = shape(data)
     if found is None:
-        raise _unusable(answer, f"got {type(data).__name__}")
+        raise _unusable(answer, expected, f"got {type(data).__name__}")
     return found
 
 
-def _unusable(answer: Answer, problem: str) -> ProtocolError:
+def _unusable(answer: Answer, expected: str, problem: str) -> ProtocolError:
     content_type = answer.headers.get("content-type", "no content type")
     return ProtocolError(
-        f"expected a JSON object with run, values and messages from {answer.asked}, "
-        f"got {content_type}: {problem}; is base_url the root of the API? "
-        f"body: {shown(answer.body)}",
+        f"expected {expected} from {answer.asked}, got {content_type}: {problem}; "
+        f"is base_url the root of the API? body: {shown(answer.body)}",
         raw=answer.body,
     )
 
