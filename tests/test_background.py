@@ -187,7 +187,8 @@ async def test_answer_outside_the_protocol_is_told(
 
 async def test_last_event_id_is_sent_as_utf_8(flavour: Flavour) -> None:
     """FAULTS: non-ASCII in Last-Event-ID is sent as UTF-8 bytes."""
-    with raw_server(events(b'event: values\ndata: {"n":1}\n\n')) as server:
+    values = b'event: values\ndata: {"n":1}\n\n'
+    with raw_server(events(values), answer(404)) as server:
         client = flavour.client(server.url)
         stream = client.stream_run("r", last_event_id="7-é")
         assert await flavour.collect(stream) == [ValuesEvent("values", {"n": 1})]

@@ -86,7 +86,8 @@ async def test_call_goes_to_its_path_under_the_base_url(
 ) -> None:
     """Spec: paths of the Runs API; an id is exactly one encoded segment."""
     is_stream = "stream" in method
-    with raw_server(events() if is_stream else json_answer(DONE)) as server:
+    ended = events(b"event: end\ndata: null\n\n")
+    with raw_server(ended if is_stream else json_answer(DONE)) as server:
         client = flavour.client(server.url + base)
         if is_stream:
             await flavour.collect(getattr(client, method)(*args))

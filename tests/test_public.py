@@ -61,7 +61,7 @@ ROOMS = [
     ["_client"],
     ["_stream"],
     ["_session"],
-    ["_io"],
+    ["_io", "_resume", "_retry"],
     ["_dialects.agent_protocol"],
     ["_dialects"],
     ["_events"],

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -504,6 +505,26 @@ async def test_server_is_an_async_context_manager_too() -> None:
                 await asyncio.to_thread(server.__exit__, None, None, None)
         assert gate.stopped.is_set()
         await asyncio.to_thread(server.__enter__)
+
+
+def test_server_that_cannot_stop_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An agent that swallows its cancellation is not waited for without end."""
+    release = threading.Event()
+
+    async def stubborn(_: AgentRun) -> Steps:
+        yield Values({})
+        while not release.is_set():
+            with suppress(asyncio.CancelledError):
+                await asyncio.sleep(0.01)
+
+    server = RunsServer({"stubborn": stubborn}).__enter__()
+    httpx.post(f"{server.url}/runs", json={})
+    monkeypatch.setattr("agentproto.testing._server.START_SECONDS", 0.5)
+    with pytest.raises(RuntimeError, match="swallows its cancellation"):
+        server.__exit__(None, None, None)
+    release.set()
+    server._thread.join(BOUND)
+    assert not server._thread.is_alive()
 
 
 def test_server_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

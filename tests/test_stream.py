@@ -262,7 +262,7 @@ async def test_final_does_without_a_server_that_names_no_run(flavour: Flavour) -
 
 async def test_final_of_a_server_that_fails_is_its_error(flavour: Flavour) -> None:
     """A result that could not be had is not passed over in silence."""
-    with raw_server(events(META, CUSTOM), answer(500)) as server:
+    with raw_server(events(META, CUSTOM, END), answer(500)) as server:
         client = flavour.client(server.url)
         stream = client.create_and_stream_run()
         with pytest.raises(AgentProtoError, match="500"):
@@ -321,7 +321,7 @@ async def test_failure_is_handed_over_where_it_shall_not_raise(flavour: Flavour)
 
 async def test_orderly_eof_without_end_is_told(flavour: Flavour) -> None:
     """Seen on langgraph dev: no end event; its EOF is not proof of success."""
-    with raw_server(events(META, VALUES, b"event: values\ndata: {")) as server:
+    with raw_server(events(META, VALUES, b"event: values\ndata: {"), answer(404)) as server:
         client = flavour.client(server.url)
         stream = client.create_and_stream_run()
         assert await flavour.collect(stream) == [METADATA_EVENT, VALUES_EVENT]
@@ -508,13 +508,13 @@ class State(BaseModel):
 
 async def test_values_of_a_stream_are_typed(flavour: Flavour) -> None:
     """values_type types the events and the result."""
-    with raw_server(events(META, VALUES, ASKS)) as server:
+    with raw_server(events(META, VALUES, ASKS, END)) as server:
         client = flavour.client(server.url)
         stream = client.create_and_stream_run(values_type=State)
         found = await flavour.collect(stream)
         result = await flavour.call(stream.final)
         await flavour.close(client)
-    assert [event.data for event in found[1:]] == [State(n=1), State(n=1)]
+    assert [event.data for event in found[1:3]] == [State(n=1), State(n=1)]
     assert (result.values, len(result.interrupts)) == (State(n=1), 1)
 
 
@@ -665,7 +665,7 @@ def test_both_kinds_of_call_work_on_trio() -> None:
             result = await client.create_and_wait_run()
             return [result.values, *[event async for event in client.create_and_stream_run()]]
 
-    with raw_server(json_answer('{"n":1}'), events(META, VALUES)) as server:
+    with raw_server(json_answer('{"n":1}'), events(META, VALUES), answer(404)) as server:
         told = anyio.run(main, backend="trio")
     assert told == [{"n": 1}, METADATA_EVENT, VALUES_EVENT]
 

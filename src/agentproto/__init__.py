@@ -15,11 +15,15 @@ from ._client import (
     AsyncRunsClient,
     CallOptions,
     CreateArguments,
+    CreateStreamArguments,
+    JoinOptions,
     RequestOptions,
     RunOptions,
     RunStream,
     SearchArguments,
+    StreamOptions,
     UpdateArguments,
+    UpdateStreamArguments,
 )
 from ._errors import (
     AgentProtoError,
@@ -69,6 +73,7 @@ from ._models import (
     UpdatesEvent,
     ValuesEvent,
 )
+from ._retry import RetryPolicy
 from ._settings import Timeout
 from ._version import __version__
 
@@ -82,11 +87,13 @@ __all__ = [
     "Command",
     "ConflictError",
     "CreateArguments",
+    "CreateStreamArguments",
     "CustomEvent",
     "EndEvent",
     "ErrorEvent",
     "ErrorResponse",
     "Interrupt",
+    "JoinOptions",
     "Message",
     "MessageAnyBlock",
     "MessageTextBlock",
@@ -98,6 +105,7 @@ __all__ = [
     "RateLimitError",
     "RequestOptions",
     "RequestTimeoutError",
+    "RetryPolicy",
     "Run",
     "RunConfig",
     "RunCreate",
@@ -120,12 +128,14 @@ __all__ = [
     "ServerError",
     "StatusError",
     "StreamInterruptedError",
+    "StreamOptions",
     "Timeout",
     "TooLargeError",
     "TransportError",
     "UnknownEvent",
     "UnprocessableRequestError",
     "UpdateArguments",
+    "UpdateStreamArguments",
     "UpdatesEvent",
     "ValuesEvent",
     "__version__",

@@ -16,6 +16,8 @@ from httpx_sse import ServerSentEvent
 from ._client import (
     AsyncRunsClient,
     CreateArguments,
+    CreateStreamArguments,
+    JoinOptions,
     RequestOptions,
     RunCalls,
     RunOptions,
@@ -23,6 +25,7 @@ from ._client import (
     SearchArguments,
     StreamState,
     UpdateArguments,
+    UpdateStreamArguments,
     as_httpx_sse,
     call_settings,
     warn_not_closed,
@@ -37,6 +40,7 @@ from ._models import (
     RunUpdate,
     RunWaitResponse,
 )
+from ._retry import RetryPolicy
 from ._session import Session
 from ._settings import Timeout, split_base_url
 
@@ -147,6 +151,8 @@ class RunsClient:
         headers: sent with every request.
         auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
         timeout: limits in seconds; a number is the limit of silence, None is no limit.
+        retry: how often and how fast a call is repeated where that is safe; None repeats nothing.
+        rejoin: whether a cut stream goes on where nothing can be lost or doubled.
         raise_on_failure: whether a run that ends in `error` or `timeout` raises
             `RunFailedError`, or is returned like any other.
         transport: an httpx transport in the place of the network's.
@@ -163,13 +169,17 @@ class RunsClient:
         headers: Mapping[str, str] | None = None,
         auth: AuthTypes | None = None,
         timeout: Timeout | float | None = Timeout(),
+        retry: RetryPolicy | None = RetryPolicy(),
+        rejoin: bool = True,
         raise_on_failure: bool = True,
         transport: httpx.BaseTransport | None = None,
         http_client: httpx.Client | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
-        settings = call_settings(headers, headers_of(http_client), timeout, raise_on_failure)
+        settings = call_settings(
+            headers, headers_of(http_client), timeout, retry, rejoin, raise_on_failure
+        )
         self._session = Session(io, url)
         self._calls = RunCalls(self._session, settings)
 
@@ -229,7 +239,7 @@ class RunsClient:
         /,
         *,
         values_type: None = None,
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> BlockingRunStream[dict[str, Any]]: ...
     @overload
     def create_and_stream_run(
@@ -238,7 +248,7 @@ class RunsClient:
         /,
         *,
         values_type: type[T],
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> BlockingRunStream[T]: ...
     @_documented_as(AsyncRunsClient.create_and_stream_run)
     def create_and_stream_run(
@@ -247,7 +257,7 @@ class RunsClient:
         /,
         *,
         values_type: type[Any] | None = None,
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> BlockingRunStream[Any]:
         stream = self._calls.create_and_stream_run(run_create, values_type=values_type, **arguments)
         return BlockingRunStream(stream.core)
@@ -294,7 +304,7 @@ class RunsClient:
         /,
         *,
         values_type: None = None,
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> BlockingRunStream[dict[str, Any]]: ...
     @overload
     def update_and_stream_run(
@@ -304,7 +314,7 @@ class RunsClient:
         /,
         *,
         values_type: type[T],
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> BlockingRunStream[T]: ...
     @_documented_as(AsyncRunsClient.update_and_stream_run)
     def update_and_stream_run(
@@ -314,7 +324,7 @@ class RunsClient:
         /,
         *,
         values_type: type[Any] | None = None,
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> BlockingRunStream[Any]:
         stream = self._calls.update_and_stream_run(
             run, run_update, values_type=values_type, **arguments
@@ -368,7 +378,7 @@ class RunsClient:
         *,
         last_event_id: str | None = None,
         values_type: None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> BlockingRunStream[dict[str, Any]]: ...
     @overload
     def stream_run(
@@ -377,7 +387,7 @@ class RunsClient:
         *,
         last_event_id: str | None = None,
         values_type: type[T],
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> BlockingRunStream[T]: ...
     @_documented_as(AsyncRunsClient.stream_run)
     def stream_run(
@@ -386,7 +396,7 @@ class RunsClient:
         *,
         last_event_id: str | None = None,
         values_type: type[Any] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> BlockingRunStream[Any]:
         stream = self._calls.stream_run(
             run, last_event_id=last_event_id, values_type=values_type, **options

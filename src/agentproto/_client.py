@@ -32,6 +32,7 @@ from ._models import (
     RunWaitResponse,
     run_ref,
 )
+from ._retry import NO_RETRIES, RetryPolicy
 from ._session import CallSettings, Session
 from ._settings import Timeout, checked_headers, split_base_url, timeout_from
 from ._sse import ServerSentEvent as Block
@@ -49,10 +50,12 @@ class RequestOptions(TypedDict, total=False):
     """Options of every call.
 
     `timeout`: the limits of this call, in the place of the client's.
+    `retry`: the policy of this call, in the place of the client's; None repeats nothing.
     `headers`: sent beside the client's own, which they replace where the names are equal.
     """
 
     timeout: Timeout | float | None
+    retry: RetryPolicy | None
     headers: Mapping[str, str] | None
 
 
@@ -74,12 +77,33 @@ class CallOptions(RunOptions, total=False):
     extra_body: Mapping[str, Any] | None
 
 
+class StreamOptions(TypedDict, total=False):
+    """Options of a call that streams.
+
+    `rejoin`: whether a cut stream goes on where nothing can be lost or doubled.
+    """
+
+    rejoin: bool
+
+
+class JoinOptions(RunOptions, StreamOptions, total=False):
+    """What joining a stream takes as keywords."""
+
+
 class CreateArguments(RunCreateFields, CallOptions, total=False):
     """What a create takes as keywords: the fields of `RunCreate`, and `CallOptions`."""
 
 
+class CreateStreamArguments(CreateArguments, StreamOptions, total=False):
+    """What a streaming create takes as keywords: `CreateArguments` and `StreamOptions`."""
+
+
 class UpdateArguments(RunUpdateFields, CallOptions, total=False):
     """What an update takes as keywords: the fields of `RunUpdate`, and `CallOptions`."""
+
+
+class UpdateStreamArguments(UpdateArguments, StreamOptions, total=False):
+    """What a streaming update takes as keywords: `UpdateArguments` and `StreamOptions`."""
 
 
 class SearchArguments(RunSearchFields, CallOptions, total=False):
@@ -135,8 +159,10 @@ class StreamState(Generic[T]):
     def ended(self) -> Ended | None:
         """How the stream ended; None while it goes on.
 
-        `end`: the server said so. `error`: the run failed. `eof`: the connection ended in order,
-        without a word of the run. `closed`: by the caller. `cut`: by a failure.
+        `end`: the server said so. `error`: the run failed. `status`: the connection ended in
+        order, and the server says that the run has ended. `eof`: the same, and the server cannot
+        be asked. `stopped`: it has nothing more to send (204). `closed`: by the caller. `cut`: by
+        a failure.
         """
         return self.core.ended
 
@@ -277,7 +303,7 @@ class RunCalls:
         `interrupts` of the response, and go on with `update_and_wait_run`.
 
         Options: `values_type` (a pydantic model, dataclass or TypedDict for `values`),
-        `extra_body`, `timeout` (seconds, or a `Timeout`), `raise_on_failure`, `headers`.
+        `extra_body`, `timeout` (seconds, or a `Timeout`), `retry`, `raise_on_failure`, `headers`.
 
         Raises:
             RunFailedError: the run ended with status `error` or `timeout`.
@@ -301,7 +327,7 @@ class RunCalls:
         /,
         *,
         values_type: None = None,
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> RunStream[dict[str, Any]]: ...
     @overload
     def create_and_stream_run(
@@ -310,7 +336,7 @@ class RunCalls:
         /,
         *,
         values_type: type[T],
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> RunStream[T]: ...
     def create_and_stream_run(
         self,
@@ -318,7 +344,7 @@ class RunCalls:
         /,
         *,
         values_type: type[Any] | None = None,
-        **arguments: Unpack[CreateArguments],
+        **arguments: Unpack[CreateStreamArguments],
     ) -> RunStream[Any]:
         """Create a run and stream its events.
 
@@ -326,14 +352,16 @@ class RunCalls:
         `values`, `messages`, `updates`, `custom`, or a list of them.
 
         Nothing is sent until the stream is entered or iterated. A run whose stream is left is
-        cancelled by the server, unless it was created with `on_disconnect="continue"`.
+        cancelled by the server, unless it was created with `on_disconnect="continue"`; then a
+        stream that is cut goes on by itself, if the server gives its events ids (`rejoin=False`
+        switches that off).
 
         Raises:
             TypeError, ValueError: an argument is wrong; nothing was sent.
 
         Entering and iterating raise:
             StatusError, TransportError, ProtocolError: as `create_and_wait_run`.
-            StreamInterruptedError: the stream was cut.
+            StreamInterruptedError: the stream was cut, and could not go on.
             RunFailedError: the run failed, told by an `error` event or by `end`.
 
         Spec: POST /runs/stream
@@ -396,7 +424,7 @@ class RunCalls:
         /,
         *,
         values_type: None = None,
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> RunStream[dict[str, Any]]: ...
     @overload
     def update_and_stream_run(
@@ -406,7 +434,7 @@ class RunCalls:
         /,
         *,
         values_type: type[T],
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> RunStream[T]: ...
     def update_and_stream_run(
         self,
@@ -415,7 +443,7 @@ class RunCalls:
         /,
         *,
         values_type: type[Any] | None = None,
-        **arguments: Unpack[UpdateArguments],
+        **arguments: Unpack[UpdateStreamArguments],
     ) -> RunStream[Any]:
         """Update (resume) a run and stream its events from there on.
 
@@ -547,7 +575,7 @@ class RunCalls:
         *,
         last_event_id: str | None = None,
         values_type: None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> RunStream[dict[str, Any]]: ...
     @overload
     def stream_run(
@@ -556,7 +584,7 @@ class RunCalls:
         *,
         last_event_id: str | None = None,
         values_type: type[T],
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> RunStream[T]: ...
     def stream_run(
         self,
@@ -564,7 +592,7 @@ class RunCalls:
         *,
         last_event_id: str | None = None,
         values_type: type[Any] | None = None,
-        **options: Unpack[RunOptions],
+        **options: Unpack[JoinOptions],
     ) -> RunStream[Any]:
         """Join the stream of a run.
 
@@ -642,7 +670,7 @@ def _mapping(extra_body: object) -> Mapping[str, Any] | None:
     raise TypeError(f"extra_body: expected a mapping, got {type(extra_body).__name__}")
 
 
-_OPTIONS = CallOptions.__optional_keys__
+_OPTIONS = CallOptions.__optional_keys__ | StreamOptions.__optional_keys__
 
 
 def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSettings:
@@ -651,9 +679,10 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
         settings = replace(settings, headers=both)
     if "timeout" in options:
         settings = replace(settings, timeout=timeout_from(options["timeout"]))
-    if "raise_on_failure" in options:
-        settings = replace(settings, raise_on_failure=options["raise_on_failure"])
-    return settings
+    if "retry" in options:
+        settings = replace(settings, retry=policy_from(options["retry"]))
+    plain = {name: options[name] for name in ("rejoin", "raise_on_failure") if name in options}
+    return replace(settings, **plain)
 
 
 def _one_of(model: type[M], given: M | None, fields: Mapping[str, Any]) -> M:
@@ -693,6 +722,8 @@ def call_settings(
     headers: Mapping[str, str] | None,
     client_headers: Mapping[str, str],
     timeout: Timeout | float | None,
+    retry: RetryPolicy | None,
+    rejoin: bool,
     raise_on_failure: bool,
 ) -> CallSettings:
     """The settings that every call of a client begins with."""
@@ -700,8 +731,19 @@ def call_settings(
     return CallSettings(
         headers={**ours, **checked_headers(headers)},
         timeout=timeout_from(timeout),
+        retry=policy_from(retry),
+        rejoin=rejoin,
         raise_on_failure=raise_on_failure,
     )
+
+
+def policy_from(retry: RetryPolicy | None) -> RetryPolicy:
+    """The policy meant: None repeats nothing."""
+    if retry is None:
+        return NO_RETRIES
+    if not isinstance(cast("object", retry), RetryPolicy):
+        raise TypeError(f"retry: expected a RetryPolicy or None, got {type(retry).__name__}")
+    return retry
 
 
 class AsyncRunsClient(RunCalls):
@@ -714,6 +756,8 @@ class AsyncRunsClient(RunCalls):
         headers: sent with every request.
         auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
         timeout: limits in seconds; a number is the limit of silence, None is no limit.
+        retry: how often and how fast a call is repeated where that is safe; None repeats nothing.
+        rejoin: whether a cut stream goes on where nothing can be lost or doubled.
         raise_on_failure: whether a run that ends in `error` or `timeout` raises
             `RunFailedError`, or is returned like any other.
         transport: an httpx transport in the place of the network's.
@@ -732,13 +776,17 @@ class AsyncRunsClient(RunCalls):
         headers: Mapping[str, str] | None = None,
         auth: AuthTypes | None = None,
         timeout: Timeout | float | None = Timeout(),
+        retry: RetryPolicy | None = RetryPolicy(),
+        rejoin: bool = True,
         raise_on_failure: bool = True,
         transport: httpx.AsyncBaseTransport | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
-        settings = call_settings(headers, headers_of(http_client), timeout, raise_on_failure)
+        settings = call_settings(
+            headers, headers_of(http_client), timeout, retry, rejoin, raise_on_failure
+        )
         super().__init__(Session(io, url), settings)
 
     def __repr__(self) -> str:

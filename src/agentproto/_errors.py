@@ -88,7 +88,15 @@ def _rebuild(cls: type[E], args: tuple[Any, ...]) -> E:
 
 
 class TransportError(AgentProtoError):
-    """Nothing usable came back: refused, reset, cut, TLS, name resolution."""
+    """Nothing usable came back: refused, reset, cut, TLS, name resolution.
+
+    Attributes:
+        was_sent: False if the server cannot have seen the request.
+        is_final: True if another attempt would end the same, as with a rejected certificate.
+    """
+
+    was_sent: bool = True
+    is_final: bool = False
 
 
 class RequestTimeoutError(TransportError):
@@ -103,6 +111,12 @@ class RequestTimeoutError(TransportError):
         super().__init__(message)
         self.limit = limit
         self.seconds = seconds
+        self.was_sent: bool = limit not in {"connect", "pool"}
+
+
+def is_out_of_time(error: AgentProtoError) -> bool:
+    """Whether the total limit of a call ran out: then nothing of it is tried again."""
+    return isinstance(error, RequestTimeoutError) and error.limit == "total"
 
 
 class StatusError(AgentProtoError):
@@ -262,19 +276,23 @@ def request_id_of(headers: Mapping[str, str]) -> str | None:
     return next((headers[name] for name in _REQUEST_ID_HEADERS if name in headers), None)
 
 
-def seconds_to_wait(headers: Mapping[str, str]) -> float | None:
-    """What Retry-After asks for, in seconds: as sent, or its date less that of the answer."""
+def seconds_to_wait(headers: Mapping[str, str], now: float | None = None) -> float | None:
+    """What Retry-After asks for, in seconds: as sent, or its date less that of the answer.
+
+    `now`, seconds since the epoch, stands in for an answer without a date.
+    """
     value = headers.get("retry-after", "")
     try:
         seconds = float(value)
     except ValueError:
-        seconds = _seconds_between(headers.get("date", ""), value)
+        seconds = _seconds_between(headers.get("date"), now, value)
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def _seconds_between(date: str, later: str) -> float:
+def _seconds_between(date: str | None, now: float | None, later: str) -> float:
     try:
-        return (parsedate_to_datetime(later) - parsedate_to_datetime(date)).total_seconds()
+        since = now if date is None else parsedate_to_datetime(date).timestamp()
+        return math.nan if since is None else parsedate_to_datetime(later).timestamp() - since
     except (ValueError, TypeError, OverflowError):
         return math.nan
 

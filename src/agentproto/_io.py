@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import math
 import os
+import random
+import ssl
 import time
 from abc import ABC, abstractmethod
 from collections.abc import (
@@ -80,7 +82,10 @@ class IO(Protocol):
     """The port."""
 
     async def send(self, request: WireRequest) -> Exchange: ...
+    async def sleep(self, seconds: float, request: WireRequest) -> None: ...
     async def close(self) -> None: ...
+    def chance(self) -> float: ...
+    def now(self) -> float: ...
     def deadline(self, timeout: Timeout) -> float | None: ...
 
 
@@ -101,6 +106,14 @@ class _ClientIO(Generic[C]):
     def deadline(self, timeout: Timeout) -> float | None:
         """When the total limit of a call that begins now runs out, by the port's clock."""
         return None if timeout.total is None else time.monotonic() + timeout.total
+
+    def chance(self) -> float:
+        """A number in [0, 1)."""
+        return random.random()  # noqa: S311  # jitter is no secret
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
 
     def _ready_client(self) -> C:
         if self._closed:
@@ -206,6 +219,10 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
             raise _translated(exc, request) from exc
         return _AsyncExchange(request, response)
 
+    async def sleep(self, seconds: float, request: WireRequest) -> None:
+        with _within(request, request.deadline):
+            await anyio.sleep(seconds)
+
     async def close(self) -> None:
         client = self._client_to_close()
         if client is not None:
@@ -223,6 +240,11 @@ class BlockingIO(_ClientIO[httpx.Client]):
         except _TRANSPORT_ERRORS as exc:
             raise _translated(exc, request) from exc
         return _BlockingExchange(request, response)
+
+    async def sleep(self, seconds: float, request: WireRequest) -> None:
+        until = math.inf if request.deadline is None else request.deadline
+        time.sleep(max(0.0, min(seconds, until - time.monotonic())))  # noqa: ASYNC251  # blocks
+        _check_deadline(request)
 
     async def close(self) -> None:
         client = self._client_to_close()
@@ -283,10 +305,13 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return ProtocolError(f"{request.asked} was answered with a redirect to no valid URL")
         case httpx.ConnectError():
             origin = httpx.URL(request.url).copy_with(raw_path=b"/")
-            return TransportError(
+            error = TransportError(
                 f"{request.asked}: could not connect to {origin}: {exc}; "
                 "is the server running there?"
             )
+            error.was_sent = False
+            error.is_final = _is_rejected_certificate(exc)
+            return error
         case httpx.LocalProtocolError():
             # Its text quotes header values.
             return TransportError(f"{request.asked}: the request could not be written as HTTP")
@@ -294,6 +319,12 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return TransportError(
                 f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
+
+
+def _is_rejected_certificate(exc: BaseException | None) -> bool:
+    while exc is not None and not isinstance(exc, ssl.SSLCertVerificationError):
+        exc = exc.__cause__ or exc.__context__
+    return exc is not None
 
 
 def _as_bytes(value: str | bytes) -> bytes:

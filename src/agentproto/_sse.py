@@ -35,15 +35,17 @@ class ServerSentEvent:
 
 
 class SSEDecoder:
-    """Takes the bytes of one stream, in order.
+    """Takes the bytes of one connection, in order.
+
+    `last_event_id` is that of the stream before, where this connection goes on with one.
 
     Attributes:
         retry: the newest reconnection time that the stream gave, in milliseconds.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, last_event_id: str = "") -> None:
         self.retry: int | None = None
-        self._last_event_id = ""
+        self._last_event_id = last_event_id
         self._line: list[bytes] = []
         self._at_start = True
         self._after_cr = False

@@ -7,18 +7,19 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
 
-from ._dialects import StreamOperation
+from ._dialects import Request, StreamOperation
 from ._errors import (
     AgentProtoError,
     ProtocolError,
-    RequestTimeoutError,
     StatusError,
     StreamInterruptedError,
+    TransportError,
     error_from_json,
+    is_out_of_time,
     run_failed,
 )
 from ._events import Transcript, merge_interrupts
-from ._io import Exchange
+from ._io import Exchange, WireRequest
 from ._models import (
     FAILED,
     EndEvent,
@@ -32,7 +33,8 @@ from ._models import (
     RunWaitResponse,
     is_one_segment,
 )
-from ._session import EVENT_STREAM, CallSettings, Session, check_has_body, tell
+from ._resume import RunCursor
+from ._session import EVENT_STREAM, NOT_OFFERED, CallSettings, Session, check_has_body, tell
 from ._sse import ServerSentEvent, SSEDecoder
 
 T = TypeVar("T")
@@ -40,8 +42,8 @@ R = TypeVar("R")
 Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed", "cut"]
 
 _LAST = frozenset({"end", "error"})
+_GOES_ON = frozenset({"pending", "running"})
 _NOTED = frozenset({"values", "end", "error"})
-_NOT_OFFERED = frozenset({404, 405, 501})
 
 
 class EventStream(Generic[T]):
@@ -58,6 +60,9 @@ class EventStream(Generic[T]):
         self._operation = operation
         self._settings = settings
         self._decoder = SSEDecoder()
+        self._cursor = RunCursor()
+        self._failures = 0
+        self._deadline: float | None = None
         self._pending: deque[ServerSentEvent] = deque()
         self._passed_raw: dict[str, ServerSentEvent] = {}
         self._failure: AgentProtoError | None = None
@@ -200,44 +205,154 @@ class EventStream(Generic[T]):
 
     async def _open(self) -> Exchange:
         if self.exchange is None:
-            exchange = await self._session.open(
-                self._operation, self._settings, accept=EVENT_STREAM
-            )
-            self.exchange = exchange
-            try:
-                self._learn_run(self._operation.run_named_by(exchange.response.headers))
-                check_has_body(exchange)
-                _check_is_event_stream(exchange)
-            except AgentProtoError as error:
-                raise self._with_details(error) from None
+            self._deadline = self._session.io.deadline(self._settings.timeout)
+            wire = self._wire(self._operation)
+
+            async def once() -> Exchange:
+                return await self._session.open(self._operation, wire)
+
+            self.exchange = await self._session.repeat(once, self._operation, self._settings, wire)
+            self._check_answer(self.exchange)
         return self.exchange
+
+    def _wire(self, request: Request) -> WireRequest:
+        return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline)
+
+    def _check_answer(self, exchange: Exchange) -> None:
+        try:
+            self._learn_run(self._operation.run_named_by(exchange.response.headers))
+            check_has_body(exchange)
+            _check_is_event_stream(exchange)
+        except AgentProtoError as error:
+            raise self._with_details(error) from None
 
     async def _receive(self) -> bool:
         while not self._pending and not self._all_arrived:
             exchange = await self._open()
-            piece = await self._read(exchange)
-            self._pending.extend(self._decoder.feed(piece))
-            if not piece:
-                self.ended = "eof"
-            if not piece or self._drop_after_last():
-                self._all_arrived = True
-                await exchange.release()
+            try:
+                piece = await exchange.read()
+            except TransportError as error:
+                await self._go_on_after(error)
+                continue
+            if piece:
+                await self._take_in(piece, exchange)
+            else:
+                await self._settle_end()
         return bool(self._pending)
 
-    async def _read(self, exchange: Exchange) -> bytes:
+    async def _take_in(self, piece: bytes, exchange: Exchange) -> None:
         try:
-            return await exchange.read()
+            self._pending.extend(self._cursor.take_in(self._decoder.feed(piece)))
+        except LookupError as problem:
+            raise self._cut(str(problem)) from None
+        if self._cursor.has_progressed:
+            self._failures, self._cursor.has_progressed = 0, False
+        if self._drop_after_last():
+            self._all_arrived = True
+            await exchange.release()
+
+    async def _settle_end(self) -> None:
+        """The connection ended in order and no event told the end of the run: ask for it."""
+        run = await self._ask_for_status()
+        status = None if run is None else run.status
+        if status in _GOES_ON:
+            await self._go_on_after(TransportError(f"its connection ended, its run is {status}"))
+            return
+        self._all_arrived = True
+        await cast("Exchange", self.exchange).release()
+        self.ended = "eof" if status is None else "status"
+        if status is not None:
+            self._transcript.status = status
+            self._check_status(status, run)
+
+    def _check_status(self, status: RunStatus | str, run: Run | None) -> None:
+        if status in FAILED and self._settings.raise_on_failure:
+            said = None if run is None else error_from_json((run.model_extra or {}).get("error"))
+            raise self._with_details(run_failed(self.run, status, said))
+
+    async def _ask_for_status(self) -> Run | None:
+        if self.run is None:
+            return None
+        ask = self._operation.follow_up.status(self.run)
+        try:
+            return await self._session.call(ask, self._settings, self._deadline)
+        except StatusError as error:
+            if error.status_code in NOT_OFFERED:
+                return None
+            raise self._cut(error) from error
         except AgentProtoError as error:
-            if isinstance(error, RequestTimeoutError) and error.limit == "total":
-                self._with_details(error)
-                raise
             raise self._cut(error) from error
 
-    def _cut(self, cause: AgentProtoError) -> AgentProtoError:
+    async def _go_on_after(self, error: AgentProtoError) -> None:
+        """Join the run behind the last event that was handed over.
+
+        Raises:
+            StreamInterruptedError: if that could lose or double events, or does not succeed.
+        """
+        if is_out_of_time(error):
+            raise self._with_details(error)
+        await cast("Exchange", self.exchange).release()
+        if not self._settings.rejoin:
+            raise self._cut(error) from error
+        await self._check_joinable(error)
+        while True:
+            self._failures += 1
+            seconds = self._session.seconds_until_retry(
+                error,
+                self._settings,
+                self._failures,
+                is_idempotent=True,
+                floor=(self._decoder.retry or 0) / 1000,
+            )
+            if seconds is None:
+                raise self._cut(error) from error
+            try:
+                return await self._join_after(seconds)
+            except AgentProtoError as again:
+                if is_out_of_time(again):
+                    raise self._with_details(again) from again.__cause__
+                error = again
+
+    async def _check_joinable(self, error: AgentProtoError) -> None:
+        problem = "the server did not name the run" if self.run is None else None
+        problem = problem or self._cursor.why_not_joinable()
+        if problem is not None:
+            raise self._cut(f"{error}; not joined: {problem}") from error
+        if self._operation.continues:
+            return
+        run = await self._ask_for_status()
+        if run is None:
+            raise self._cut(f"{error}; not joined: nobody tells how the run stands") from error
+        if run.status is not None:
+            self._check_status(run.status, run)
+        if run.on_disconnect != "continue" and run.status != RunStatus.SUCCESS:
+            raise self._cut(
+                f"{error}; not joined: without on_disconnect='continue' the server may have "
+                f"cancelled the run, its status is {run.status}"
+            ) from error
+
+    async def _join_after(self, seconds: float) -> None:
+        run, last_event_id = cast("RunRef", self.run), cast("str", self._cursor.last_event_id)
+        try:
+            request = self._operation.join(run, last_event_id)
+        except ValueError as problem:
+            raise self._cut(str(problem)) from None
+        wire = self._wire(request)
+        await self._session.io.sleep(seconds, wire)
+        exchange = await self._session.open(request, wire)
+        self.exchange = exchange
+        if exchange.response.status_code == 204:
+            self.ended, self._all_arrived = "stopped", True
+            await exchange.release()
+            return
+        self._check_answer(exchange)
+        self._cursor.joined()
+        self._decoder = SSEDecoder(last_event_id)
+
+    def _cut(self, why: object) -> AgentProtoError:
         return self._with_details(
             StreamInterruptedError(
-                f"the stream was cut after {self.delivered} events; the run may be going on; "
-                f"{cause}",
+                f"the stream was cut after {self.delivered} events; the run may be going on; {why}",
                 delivered=self.delivered,
             )
         )
@@ -321,9 +436,10 @@ class EventStream(Generic[T]):
         if self.run is None:
             return None
         try:
-            return await self._session.wait(self._operation.result(self.run), self._settings)
+            result = self._operation.follow_up.result(self.run)
+            return await self._session.wait(result, self._settings, self._deadline)
         except StatusError as error:
-            if error.status_code in _NOT_OFFERED:
+            if error.status_code in NOT_OFFERED:
                 return None
             raise
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
-from .._models import RunEvent, RunRef, RunWaitResponse
+from .._models import Run, RunEvent, RunRef, RunWaitResponse
 from .._sse import ServerSentEvent
 
 T = TypeVar("T")
@@ -26,7 +26,11 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What to send. `path` is percent-encoded and relative to the base URL."""
+    """What to send. `path` is percent-encoded and relative to the base URL.
+
+    `continues` is whether the run goes on when its caller leaves; None where only the server
+    knows.
+    """
 
     method: str
     path: str
@@ -34,6 +38,8 @@ class Request:
     headers: Mapping[str, bytes] = field(default_factory=dict[str, bytes])
     content: bytes | None = None
     run: RunRef | None = None
+    is_idempotent: bool = False
+    continues: bool | None = None
     run_named_by: Callable[[Mapping[str, str]], RunRef | None]
 
     @property
@@ -48,14 +54,21 @@ class Operation(Request, Generic[T]):
 
     decode: Callable[[Answer], T]
     has_body: bool = True
+    follow_up: FollowUp[T] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOperation(Request, Generic[T]):
-    """A call whose answer is a stream of events.
-
-    `result` is the call that tells the output of the run once it has ended.
-    """
+    """A call whose answer is a stream of events."""
 
     decode: Callable[[ServerSentEvent], RunEvent[T]]
-    result: Callable[[RunRef], Operation[RunWaitResponse[T]]]
+    follow_up: FollowUp[RunWaitResponse[T]]
+    join: Callable[[RunRef, str], Request]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FollowUp(Generic[T]):
+    """What may be asked of a run afterwards: how it stands, and its output."""
+
+    status: Callable[[RunRef], Operation[Run]]
+    result: Callable[[RunRef], Operation[T]]

@@ -34,7 +34,7 @@ from .._models import (
     is_one_segment,
 )
 from .._shapes import as_list, as_object
-from . import Answer, Operation, StreamOperation
+from . import Answer, FollowUp, Operation, Request, StreamOperation
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -48,8 +48,10 @@ def create_and_wait_run(
         method="POST",
         path="runs/wait",
         content=_body(run_create, extra_body),
+        continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
         decode=_wait_decoder(None, values_type),
+        follow_up=_follow_up(values_type),
     )
 
 
@@ -61,9 +63,11 @@ def create_and_stream_run(
         method="POST",
         path="runs/stream",
         content=_body(run_create, extra_body),
+        continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
         decode=EventReader(values_type),
-        result=partial(wait_run, values_type=values_type),
+        follow_up=_follow_up(values_type),
+        join=_join,
     )
 
 
@@ -81,6 +85,7 @@ def update_and_wait_run(
         run=run,
         run_named_by=run_named_by,
         decode=_wait_decoder(run, values_type),
+        follow_up=_follow_up(values_type),
     )
 
 
@@ -98,7 +103,8 @@ def update_and_stream_run(
         run=run,
         run_named_by=run_named_by,
         decode=EventReader(values_type),
-        result=partial(wait_run, values_type=values_type),
+        follow_up=_follow_up(values_type),
+        join=_join,
     )
 
 
@@ -117,6 +123,7 @@ def get_run(run: RunRef) -> Operation[Run]:
     """Spec: GET /runs/{run_id}"""
     return Operation(
         method="GET",
+        is_idempotent=True,
         path=f"runs/{_segment(run)}",
         run=run,
         run_named_by=run_named_by,
@@ -131,6 +138,7 @@ def search_runs(
     return Operation(
         method="POST",
         path="runs/search",
+        is_idempotent=True,
         content=_body(request, extra_body),
         run_named_by=run_named_by,
         decode=_runs_response,
@@ -144,12 +152,15 @@ def stream_run(
     headers = {} if last_event_id is None else {"last-event-id": event_id_bytes(last_event_id)}
     return StreamOperation(
         method="GET",
+        is_idempotent=True,
         path=f"runs/{_segment(run)}/stream",
         headers=headers,
         run=run,
+        continues=True,
         run_named_by=run_named_by,
         decode=EventReader(values_type),
-        result=partial(wait_run, values_type=values_type),
+        follow_up=_follow_up(values_type),
+        join=_join,
     )
 
 
@@ -182,11 +193,21 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
     """Spec: GET /runs/{run_id}/wait"""
     return Operation(
         method="GET",
+        is_idempotent=True,
         path=f"runs/{_segment(run)}/wait",
         run=run,
         run_named_by=run_named_by,
         decode=_wait_decoder(run, values_type),
     )
+
+
+def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
+    return FollowUp(status=get_run, result=partial(wait_run, values_type=values_type))
+
+
+def _join(run: RunRef, last_event_id: str) -> Request:
+    operation: StreamOperation[Any] = stream_run(run, last_event_id, None)
+    return operation
 
 
 _RUN_AT_END = re.compile(r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/stream)?/?$")

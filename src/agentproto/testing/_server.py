@@ -138,7 +138,9 @@ class RunsServer:
         closing = asyncio.run_coroutine_threadsafe(self._store.close(), self._server.loop)
         closing.result(START_SECONDS)
         self._server.should_exit = True
-        self._thread.join()
+        self._thread.join(START_SECONDS)
+        if self._thread.is_alive():
+            raise RuntimeError("the server did not stop: an agent swallows its cancellation")
 
     async def __aenter__(self) -> Self:
         return await asyncio.to_thread(self.__enter__)
