@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_overloads
 
@@ -203,3 +204,37 @@ def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None
         with pytest.raises(RuntimeError, match="opened before a fork"):
             next(stream)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "the caller's"])
+def test_close_from_another_thread_ends_a_blocked_read(own: bool) -> None:
+    """DESIGN, The sync facade: close() shuts the sockets of open streams down first."""
+    with raw_server(events(VALUES, hold=True)) as server, httpx.Client() as theirs:
+        client = RunsClient(server.url, http_client=theirs if own else None)
+        stream = client.create_and_stream_run()
+        next(stream)
+        reading = threading.Event()
+
+        def close_when_reading() -> None:
+            assert reading.wait(BOUND)
+            client.close()
+
+        closer = threading.Thread(target=close_when_reading)
+        closer.start()
+        reading.set()
+        with pytest.raises(RuntimeError, match="the client was closed while"):
+            next(stream)
+        closer.join(BOUND)
+        assert server.closed.wait(BOUND)
+        assert stream.ended == "closed"
+
+
+def test_close_with_a_stream_that_is_no_socket() -> None:
+    """A transport of the caller's may have none."""
+    body = httpx.ByteStream(VALUES * 2)
+    kind = {"content-type": "text/event-stream"}
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=kind, stream=body))
+    client = RunsClient("http://x", transport=transport)
+    with client.create_and_stream_run() as stream:
+        next(stream)
+        client.close()

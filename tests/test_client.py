@@ -504,7 +504,34 @@ async def test_cut_error_body_is_still_typed_by_status(flavour: Flavour) -> None
         with pytest.raises(ServerError, match="503 Service Unavailable") as caught:
             await flavour.call(client.create_and_wait_run)
         await flavour.close(client)
-    assert caught.value.body == ""
+    assert caught.value.body == "{"
+
+
+async def _stalled_error(connection: Connection) -> None:
+    await connection.send(head(500, content_length="100"), b'{"detail"')
+    await connection.client_closes()
+
+
+async def _dripped_error(connection: Connection) -> None:
+    await connection.send(head(500, content_length="1000000"))
+    while not connection.reader.at_eof():
+        await connection.send(b" ")
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("script", [_stalled_error, _dripped_error])
+async def test_error_body_is_read_within_bounds_of_time(
+    flavour: Flavour, script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FAULTS: error body stalled or endless: 64 KiB and 5 s in all, typed by status."""
+    assert agentproto._session.ERROR_SECONDS == 5
+    monkeypatch.setattr("agentproto._session.ERROR_SECONDS", 0.2)
+    with raw_server(script) as server:
+        client = flavour.client(server.url, timeout=Timeout(total=60))
+        with pytest.raises(ServerError):
+            await flavour.call(client.create_and_wait_run)
+        assert server.closed.wait(BOUND)
+        await flavour.close(client)
 
 
 async def test_refused_connection_says_where(flavour: Flavour) -> None:

@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 import anyio
+import httpx
 import httpx_sse
 import pytest
 from pydantic import BaseModel
@@ -608,6 +609,25 @@ async def test_cancelled_wait_call_closes_the_connection() -> None:
             assert await asyncio.to_thread(server.closed.wait, BOUND)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["ours", "the caller's"])
+async def test_closing_the_client_ends_its_streams(own: bool) -> None:
+    """FAULTS: client closed with streams open: the server sees the close."""
+    theirs = httpx.AsyncClient()
+    with raw_server(events(META, hold=True)) as server:
+        client = AsyncRunsClient(server.url, http_client=theirs if own else None)
+        stream = client.create_and_stream_run()
+        await anext(stream)
+        waiting = asyncio.create_task(stream.__anext__())
+        await asyncio.sleep(0)
+        await client.aclose()
+        with pytest.raises(RuntimeError, match="the client was closed while"):
+            await waiting
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
+        assert stream.ended == "closed"
+        assert asyncio.all_tasks() == {asyncio.current_task()}
+    await theirs.aclose()
+
+
 async def test_dropped_stream_warns(recwarn: pytest.WarningsRecorder) -> None:
     """DESIGN: a stream dropped without closing says so with a ResourceWarning."""
     with raw_server(events(META, hold=True)) as server, warnings.catch_warnings():
@@ -617,7 +637,7 @@ async def test_dropped_stream_warns(recwarn: pytest.WarningsRecorder) -> None:
             await anext(stream)
             del stream
             gc.collect()
-        assert await asyncio.to_thread(server.closed.wait, BOUND)
+            assert await asyncio.to_thread(server.closed.wait, BOUND)
     told = [str(w.message) for w in recwarn if w.category is ResourceWarning]
     assert len(told) == 1
     assert "was not closed; use it in a with block" in told[0]

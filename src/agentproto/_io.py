@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import socket
 import ssl
 import time
 from abc import ABC, abstractmethod
@@ -22,9 +23,10 @@ from collections.abc import (
     Iterator,
     Mapping,
 )
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from weakref import WeakSet
 
 import anyio
 import httpx
@@ -55,14 +57,34 @@ class WireRequest:
 class Exchange(ABC):
     """One request and its response, whose body is still to be read."""
 
-    def __init__(self, request: WireRequest, response: httpx.Response) -> None:
+    request: WireRequest
+
+    def __init__(
+        self, owner: _ClientIO[Any], request: WireRequest, response: httpx.Response
+    ) -> None:
         self.request = request
         self.response = response
+        self._owner = owner
         self._pid = os.getpid()
+        owner.exchanges.add(self)
+
+    def _broken(self, exc: Exception) -> Exception:
+        """What a broken read is told as."""
+        if self._owner.is_closed:
+            return RuntimeError("the client was closed while an answer was being read")
+        return _translated(exc, self.request)
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError("this stream was opened before a fork; open one in this process")
+
+    def hurry(self, seconds: float) -> None:
+        """Give the rest of the body so many seconds in all, and each read of it no more."""
+        until = time.monotonic() + seconds
+        deadline = until if self.request.deadline is None else min(until, self.request.deadline)
+        self.request = replace(self.request, deadline=deadline)
+        # Where httpcore looks when it begins to read a body.
+        self.response.request.extensions["timeout"]["read"] = seconds
 
     @abstractmethod
     async def read(self) -> bytes:
@@ -95,13 +117,16 @@ _TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSErr
 class _ClientIO(Generic[C]):
     """What both ports share: a client of our own, or the caller's."""
 
+    is_closed: bool
+
     def __init__(self, make: Callable[[], C], auth: AuthTypes | None, *, is_ours: bool) -> None:
         self._make: Callable[[], C] = make
         self._auth = auth
         self._is_ours = is_ours
         self._client: C | None = None
         self._pid = os.getpid()
-        self._closed = False
+        self.is_closed = False
+        self.exchanges: WeakSet[Exchange] = WeakSet()
 
     def deadline(self, timeout: Timeout) -> float | None:
         """When the total limit of a call that begins now runs out, by the port's clock."""
@@ -116,7 +141,7 @@ class _ClientIO(Generic[C]):
         return time.time()
 
     def _ready_client(self) -> C:
-        if self._closed:
+        if self.is_closed:
             raise RuntimeError("this client is closed; make a new one")
         if self._pid != os.getpid():
             self._meet_fork()
@@ -125,7 +150,7 @@ class _ClientIO(Generic[C]):
         return self._client
 
     def _client_to_close(self) -> C | None:
-        self._closed = True
+        self.is_closed = True
         return self._client if self._is_ours and self._pid == os.getpid() else None
 
     def _meet_fork(self) -> None:
@@ -159,8 +184,10 @@ class _ClientIO(Generic[C]):
 
 
 class _AsyncExchange(Exchange):
-    def __init__(self, request: WireRequest, response: httpx.Response) -> None:
-        super().__init__(request, response)
+    def __init__(
+        self, owner: _ClientIO[Any], request: WireRequest, response: httpx.Response
+    ) -> None:
+        super().__init__(owner, request, response)
         self._body: AsyncIterator[bytes] | None = None
 
     async def read(self) -> bytes:
@@ -172,17 +199,20 @@ class _AsyncExchange(Exchange):
                 while (piece := await anext(self._body, None)) == b"":
                     pass
         except _TRANSPORT_ERRORS as exc:
-            raise _translated(exc, self.request) from exc
+            raise self._broken(exc) from exc
         return piece or b""
 
     async def release(self) -> None:
+        self._owner.exchanges.discard(self)
         with anyio.CancelScope(shield=True):
             await self.response.aclose()
 
 
 class _BlockingExchange(Exchange):
-    def __init__(self, request: WireRequest, response: httpx.Response) -> None:
-        super().__init__(request, response)
+    def __init__(
+        self, owner: _ClientIO[Any], request: WireRequest, response: httpx.Response
+    ) -> None:
+        super().__init__(owner, request, response)
         self._body: Iterator[bytes] | None = None
 
     async def read(self) -> bytes:
@@ -193,10 +223,19 @@ class _BlockingExchange(Exchange):
         try:
             return next((piece for piece in self._body if piece), b"")
         except _TRANSPORT_ERRORS as exc:
-            raise _translated(exc, self.request) from exc
+            raise self._broken(exc) from exc
 
     async def release(self) -> None:
+        self._owner.exchanges.discard(self)
         self.response.close()
+
+    def wake(self) -> None:
+        """End a read that another thread is blocked in; closing its client alone does not."""
+        stream = self.response.extensions.get("network_stream")
+        connection = None if stream is None else stream.get_extra_info("socket")
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
 
 
 def _raw_or_decoded(response: httpx.Response) -> object:
@@ -217,7 +256,7 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
                 response = await client.send(self._build(client, request), **self._send_options())
         except _TRANSPORT_ERRORS as exc:
             raise _translated(exc, request) from exc
-        return _AsyncExchange(request, response)
+        return _AsyncExchange(self, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         with _within(request, request.deadline):
@@ -225,6 +264,8 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
 
     async def close(self) -> None:
         client = self._client_to_close()
+        for exchange in list(self.exchanges):
+            await exchange.release()
         if client is not None:
             await client.aclose()
 
@@ -239,7 +280,7 @@ class BlockingIO(_ClientIO[httpx.Client]):
             response = client.send(self._build(client, request), **self._send_options())
         except _TRANSPORT_ERRORS as exc:
             raise _translated(exc, request) from exc
-        return _BlockingExchange(request, response)
+        return _BlockingExchange(self, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         until = math.inf if request.deadline is None else request.deadline
@@ -248,6 +289,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     async def close(self) -> None:
         client = self._client_to_close()
+        for exchange in list(self.exchanges):
+            cast("_BlockingExchange", exchange).wake()
         if client is not None:
             client.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -32,6 +31,9 @@ JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 NOT_OFFERED = frozenset({404, 405, 501})
 """What servers answer that do not have an operation."""
+
+ERROR_SECONDS = 5.0
+"""Seconds that the body of an error may take in all."""
 
 MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
@@ -226,9 +228,9 @@ def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str,
     return {**headers, **settings.headers, **request.headers}
 
 
-async def _read(exchange: Exchange, at_most: float = math.inf) -> bytes:
+async def _read(exchange: Exchange) -> bytes:
     body = bytearray()
-    while len(body) < at_most and (piece := await exchange.read()):
+    while piece := await exchange.read():
         body += piece
     return bytes(body)
 
@@ -251,12 +253,16 @@ async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
 
 
 async def _error_body(exchange: Exchange) -> bytes:
+    body = bytearray()
+    exchange.hurry(ERROR_SECONDS)
     try:
-        return await _read(exchange, MAX_ERROR_BYTES)
+        while len(body) < MAX_ERROR_BYTES and (piece := await exchange.read()):
+            body += piece
     except AgentProtoError:
-        return b""
+        pass  # the status is known, and what came of the body
     finally:
         await exchange.release()
+    return bytes(body)
 
 
 def check_has_body(exchange: Exchange) -> None:
