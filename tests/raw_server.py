@@ -10,7 +10,7 @@ import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Self, TypeAlias, cast
 
 BOUND = 10.0
 """Seconds after which a test that waits for something fails."""
@@ -102,6 +102,7 @@ class RawServer:
 
     def __enter__(self) -> Self:
         self._left = list(self.scripts)
+        self._answering: set[asyncio.Task[None]] = set()
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._serve()), daemon=True)
         self._thread.start()
@@ -124,12 +125,14 @@ class RawServer:
         self._ready.set()
         await self._stop.wait()
         server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # Connections that are just being accepted are let in first: cancelled, they leak a socket.
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            for task in tasks & self._answering:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=0.05)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._answering.add(cast("asyncio.Task[None]", asyncio.current_task()))
         try:
             request = await self._read_request(reader)
             self.requests.append(request)

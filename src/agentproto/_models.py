@@ -509,7 +509,7 @@ def run_ref(run: RunLike) -> RunRef:
         case _:
             raise TypeError(
                 "run: expected a run id, RunRef, Run or RunWaitResponse, "
-                f"got {type(given).__name__}"
+                f"got {type(given).__name__}; what a stream knows of its run is stream.run"
             )
     check_id("run_id", ref.run_id)
     return ref

@@ -250,7 +250,7 @@ def _wait_response(
     if "run" not in data and "values" not in data:
         data = {"values": data, "messages": messages_in(data)}
     try:
-        return _response_from(data, run_named_by(answer.headers) or run, adapter)
+        return _response_from(answer, data, run_named_by(answer.headers) or run, adapter)
     except ValidationError as exc:
         raise _unusable(answer, _OUTPUT, first_problem(exc)) from exc
 
@@ -301,7 +301,7 @@ def _unusable(answer: Answer, expected: str, problem: str) -> ProtocolError:
 
 
 def _response_from(
-    data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
+    answer: Answer, data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
 ) -> RunWaitResponse[T]:
     run = _run_from(data.get("run"), ref)
     state, interrupts = take_interrupts(data.get("values"))
@@ -309,7 +309,7 @@ def _response_from(
     known: dict[str, Any] = {
         **data,
         "run": run,
-        "values": _typed(state, run, adapter, asks=bool(pending)),
+        "values": _typed(answer, state, run, adapter, asks=bool(pending)),
         "messages": data.get("messages") or [],
         "interrupts": pending,
     }
@@ -324,18 +324,24 @@ def _run_from(data: object, ref: RunRef | None) -> Run:
     return run.model_copy(update=known)
 
 
-def _typed(state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool) -> Any:
+def _typed(
+    answer: Answer, state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool
+) -> Any:
     if state is None or (adapter is not None and asks and not state):
         return None
     if adapter is None:
         return _PLAIN.validate_python(state)
     try:
         return adapter.validate_python(state)
-    except ValidationError:
+    except ValidationError as exc:
         # A failed run is told as such, whether or not it got as far as the values asked for.
         if run.status in FAILED:
             return None
-        raise
+        raise ProtocolError(
+            f"the values from {answer.asked} do not fit values_type: {first_problem(exc)}; "
+            f"body: {shown(answer.body)}",
+            raw=answer.body,
+        ) from exc
 
 
 _PLAIN: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
