@@ -345,7 +345,8 @@ def test_run_is_cancelled_when_its_caller_leaves(
     """Spec: RunCreate.on_disconnect, cancel by default."""
     with http.stream("POST", "/runs/stream", json={"agent_id": "gate"}) as response:
         url = response.headers["content-location"]
-        next(response.iter_raw())
+        pieces = response.iter_raw()  # kept: an iterator that is dropped closes its connection
+        next(pieces)
         assert server.open_requests == 1
         assert not server.wait_until_idle(0)
     assert gate.stopped.wait(BOUND)
