@@ -610,7 +610,7 @@ async def test_silence_ends_in_a_timeout_that_names_its_limit(
 ) -> None:
     """FAULTS: stall. Each timeout error says which limit, how many seconds, what to change."""
     if limit == "total" and "Blocking" in type(flavour).__name__:
-        timeout = Timeout(idle=0.2, total=0.1)
+        timeout = Timeout(idle=1.0, total=0.5)
         limit = "idle"  # between reads, as documented: the idle limit ends a read that blocks
     with raw_server(script) as server:
         client = flavour.client(server.url)
