@@ -246,6 +246,7 @@ class RunStream(StreamState[T]):
 
     def __del__(self) -> None:
         if self.core.holds_connection:
+            self.core.abandon()
             warn_not_closed(self)
 
 

@@ -86,6 +86,14 @@ class Exchange(ABC):
         # Where httpcore looks when it begins to read a body.
         self.response.request.extensions["timeout"]["read"] = seconds
 
+    def wake(self) -> None:
+        """Shut the socket down, from any thread: it ends a read that blocks there."""
+        stream = self.response.extensions.get("network_stream")
+        connection = None if stream is None else stream.get_extra_info("socket")
+        if connection is not None:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
     @abstractmethod
     async def read(self) -> bytes:
         """The next piece of the body; b"" at its end.
@@ -229,14 +237,6 @@ class _BlockingExchange(Exchange):
         self._owner.exchanges.discard(self)
         self.response.close()
 
-    def wake(self) -> None:
-        """End a read that another thread is blocked in; closing its client alone does not."""
-        stream = self.response.extensions.get("network_stream")
-        connection = None if stream is None else stream.get_extra_info("socket")
-        if connection is not None:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-
 
 def _raw_or_decoded(response: httpx.Response) -> object:
     # The stream itself is a third cheaper per piece than the layers that would decode it.
@@ -290,7 +290,7 @@ class BlockingIO(_ClientIO[httpx.Client]):
     async def close(self) -> None:
         client = self._client_to_close()
         for exchange in list(self.exchanges):
-            cast("_BlockingExchange", exchange).wake()
+            exchange.wake()
         if client is not None:
             client.close()
 

@@ -171,6 +171,10 @@ class EventStream(Generic[T]):
         self._passed_raw.clear()
         return await self._result()
 
+    def abandon(self) -> None:
+        """Let the server see that nobody listens any more, where nothing can be awaited."""
+        cast("Exchange", self.exchange).wake()
+
     async def close(self) -> None:
         """Stop now. More than once is fine."""
         await self._give_up("closed")
