@@ -65,7 +65,7 @@ ROOMS = [
     ["_dialects.agent_protocol"],
     ["_dialects"],
     ["_events"],
-    ["_sse", "_json"],
+    ["_coding", "_sse", "_json"],
     ["_errors"],
     ["_models"],
     ["_settings", "_shapes", "_version"],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import tracemalloc
 from contextlib import suppress
 from typing import Any
 
@@ -505,6 +506,22 @@ def test_nothing_is_dropped_on_the_first_connection() -> None:
     cursor = RunCursor()
     twice = [seen("1"), seen("1"), seen(""), seen(None)]
     assert cursor.take_in(twice) == twice
+
+
+def test_long_ids_are_remembered_in_little_memory() -> None:
+    """FAULTS 2: ids are hostile: 4,096 of a megabyte each must not be kept."""
+    cursor = RunCursor()
+    long = [seen(f"{n:0>100000}") for n in range(200)]
+    tracemalloc.start()
+    try:
+        assert cursor.take_in(long) == long
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert held < 100_000
+    assert cursor.last_event_id == long[-1].own_id
+    cursor.joined()
+    assert cursor.take_in([*long[50:], seen("new")]) == [seen("new")]
 
 
 @pytest.mark.parametrize(

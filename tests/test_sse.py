@@ -230,6 +230,26 @@ blocks = st.builds(
 )
 
 
+@given(
+    stream=streams.filter(lambda stream: b"\xef" not in stream),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+    most=st.integers(1, 30),
+)
+def test_limit_does_not_depend_on_the_chunking(stream: bytes, cuts: list[int], most: int) -> None:
+    """Property: up to the first event over the limit, all of them; behind it, none."""
+    edges = [0, *sorted(cuts), len(stream)]
+    whole = SSEDecoder(max_event_bytes=most)
+    expected = whole.feed(stream)
+    for chunks in [stream[a:b] for a, b in pairwise(edges)], one_byte_at_a_time(stream):
+        decoder = SSEDecoder(max_event_bytes=most)
+        assert [event for chunk in chunks for event in decoder.feed(chunk)] == expected
+        assert decoder.is_over == whole.is_over
+    everything = decode(stream)
+    assert expected == everything[: len(expected)]
+    assert all(len(event.data) <= most for event in expected)
+    assert whole.is_over or expected == everything
+
+
 @given(st.lists(blocks, max_size=8).map("".join))
 def test_httpx_sse_agrees_where_it_obeys_the_standard(stream: str) -> None:
     """Differential: blocks with data, no BOM, no id before a comment, digits in retry."""

@@ -42,7 +42,7 @@ from ._models import (
 )
 from ._retry import RetryPolicy
 from ._session import Session
-from ._settings import Timeout, split_base_url
+from ._settings import MAX_BYTES, Timeout, checked_headers, split_base_url
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -155,6 +155,9 @@ class RunsClient:
         rejoin: whether a cut stream goes on where nothing can be lost or doubled.
         raise_on_failure: whether a run that ends in `error` or `timeout` raises
             `RunFailedError`, or is returned like any other.
+        max_event_bytes: bytes that the data of one event may have, 64 MiB by default.
+        max_response_bytes: bytes that any other answer may have, 64 MiB by default. Both count
+            after decompression; more is a `TooLargeError`.
         transport: an httpx transport in the place of the network's.
         http_client: the caller's own `httpx.Client`: used, and never closed.
 
@@ -172,13 +175,21 @@ class RunsClient:
         retry: RetryPolicy | None = RetryPolicy(),
         rejoin: bool = True,
         raise_on_failure: bool = True,
+        max_event_bytes: int = MAX_BYTES,
+        max_response_bytes: int = MAX_BYTES,
         transport: httpx.BaseTransport | None = None,
         http_client: httpx.Client | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(
-            headers, headers_of(http_client), timeout, retry, rejoin, raise_on_failure
+            {**headers_of(http_client), **checked_headers(headers)},
+            timeout=timeout,
+            retry=retry,
+            rejoin=rejoin,
+            raise_on_failure=raise_on_failure,
+            max_event_bytes=max_event_bytes,
+            max_response_bytes=max_response_bytes,
         )
         self._session = Session(io, url)
         self._calls = RunCalls(self._session, settings)

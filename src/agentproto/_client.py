@@ -34,7 +34,14 @@ from ._models import (
 )
 from ._retry import NO_RETRIES, RetryPolicy
 from ._session import CallSettings, Session
-from ._settings import Timeout, checked_headers, split_base_url, timeout_from
+from ._settings import (
+    MAX_BYTES,
+    Timeout,
+    checked_headers,
+    checked_limit,
+    split_base_url,
+    timeout_from,
+)
 from ._sse import ServerSentEvent as Block
 from ._stream import Ended, EventStream
 from ._version import __version__
@@ -720,21 +727,24 @@ def _check_names(model: type[BaseModel], fields: Mapping[str, Any]) -> None:
 
 
 def call_settings(
-    headers: Mapping[str, str] | None,
-    client_headers: Mapping[str, str],
+    headers: Mapping[str, str],
+    *,
     timeout: Timeout | float | None,
     retry: RetryPolicy | None,
     rejoin: bool,
     raise_on_failure: bool,
+    max_event_bytes: int,
+    max_response_bytes: int,
 ) -> CallSettings:
     """The settings that every call of a client begins with."""
-    ours = {"user-agent": f"agentproto/{__version__}", **client_headers}
     return CallSettings(
-        headers={**ours, **checked_headers(headers)},
+        headers={"user-agent": f"agentproto/{__version__}", **headers},
         timeout=timeout_from(timeout),
         retry=policy_from(retry),
         rejoin=rejoin,
         raise_on_failure=raise_on_failure,
+        max_event_bytes=checked_limit("max_event_bytes", max_event_bytes),
+        max_response_bytes=checked_limit("max_response_bytes", max_response_bytes),
     )
 
 
@@ -761,6 +771,9 @@ class AsyncRunsClient(RunCalls):
         rejoin: whether a cut stream goes on where nothing can be lost or doubled.
         raise_on_failure: whether a run that ends in `error` or `timeout` raises
             `RunFailedError`, or is returned like any other.
+        max_event_bytes: bytes that the data of one event may have, 64 MiB by default.
+        max_response_bytes: bytes that any other answer may have, 64 MiB by default. Both count
+            after decompression; more is a `TooLargeError`.
         transport: an httpx transport in the place of the network's.
         http_client: the caller's own client, for TLS, proxies and pool limits: it is used and
             never closed. Its `base_url` is ignored; its headers and auth apply unless ours are
@@ -780,13 +793,21 @@ class AsyncRunsClient(RunCalls):
         retry: RetryPolicy | None = RetryPolicy(),
         rejoin: bool = True,
         raise_on_failure: bool = True,
+        max_event_bytes: int = MAX_BYTES,
+        max_response_bytes: int = MAX_BYTES,
         transport: httpx.AsyncBaseTransport | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(
-            headers, headers_of(http_client), timeout, retry, rejoin, raise_on_failure
+            {**headers_of(http_client), **checked_headers(headers)},
+            timeout=timeout,
+            retry=retry,
+            rejoin=rejoin,
+            raise_on_failure=raise_on_failure,
+            max_event_bytes=max_event_bytes,
+            max_response_bytes=max_response_bytes,
         )
         super().__init__(Session(io, url), settings)
 

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from ._sse import ServerSentEvent
 
 WINDOW = 4_096
 """Event ids that are remembered, beside the first one."""
+
+_LONG = 128
+
+
+def _short(event_id: str) -> str:
+    # Remembered by the thousand: a server must not say how much memory that takes.
+    if len(event_id) <= _LONG:
+        return event_id
+    return hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 class RunCursor:
@@ -50,9 +61,10 @@ class RunCursor:
         self._skips_to = None
 
     def _is_repeat(self, event: ServerSentEvent) -> bool:
-        if self._before_join is not None and self._was_there(event.own_id, self._before_join):
+        event_id = _short(event.own_id) if event.own_id else None
+        if self._before_join is not None and self._was_there(event_id, self._before_join):
             return True
-        self._note(event)
+        self._note(event, event_id)
         return False
 
     def _was_there(self, event_id: str | None, before_join: frozenset[str]) -> bool:
@@ -60,22 +72,22 @@ class RunCursor:
             if event_id == self._skips_to:
                 self._skips_to = None
             return True
-        if not event_id:
+        if event_id is None:
             return False
         if event_id == self._first and event_id not in before_join and not self._new_since_join:
-            self._skips_to = self.last_event_id
+            self._skips_to = _short(self.last_event_id or "")
             return True
         if event_id in before_join and self._new_since_join and self._first not in before_join:
             raise LookupError("the server repeats events from before those that are remembered")
         return event_id in before_join or event_id in self._seen
 
-    def _note(self, event: ServerSentEvent) -> None:
+    def _note(self, event: ServerSentEvent, event_id: str | None) -> None:
         self._new_since_join = self.has_progressed = True
-        if event.own_id:
-            self._first = self._first or event.own_id
+        if event_id is not None:
+            self._first = self._first or event_id
             self.last_event_id = event.own_id
-            self._seen[event.own_id] = None
+            self._seen[event_id] = None
             if len(self._seen) > WINDOW:
                 del self._seen[next(iter(self._seen))]
-        if event.event != "metadata" or event.own_id:
-            self._ends_without_id = not event.own_id
+        if event.event != "metadata" or event_id is not None:
+            self._ends_without_id = event_id is None

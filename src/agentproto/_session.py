@@ -8,12 +8,14 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar, cast
 from urllib.parse import urlencode
 
+from ._coding import ACCEPTED
 from ._dialects import Answer, Operation, Request
 from ._errors import (
     AgentProtoError,
     ProtocolError,
     RunFailedError,
     StatusError,
+    TooLargeError,
     TransportError,
     error_from_json,
     error_from_status,
@@ -48,6 +50,8 @@ class CallSettings:
     retry: RetryPolicy
     rejoin: bool
     raise_on_failure: bool
+    max_event_bytes: int
+    max_response_bytes: int
 
 
 class Session:
@@ -64,7 +68,7 @@ class Session:
         wire = self.wire(operation, settings, JSON, deadline)
 
         async def once() -> T:
-            return await self._call_once(operation, wire)
+            return await self._call_once(operation, wire, settings.max_response_bytes)
 
         return await self.repeat(once, operation, settings, wire)
 
@@ -165,13 +169,13 @@ class Session:
             floor=floor,
         )
 
-    async def _call_once(self, operation: Operation[T], wire: WireRequest) -> T:
+    async def _call_once(self, operation: Operation[T], wire: WireRequest, most: int) -> T:
         exchange = await self.open(operation, wire)
         run = operation.run_named_by(exchange.response.headers) or operation.run
         try:
             if operation.has_body:
                 check_has_body(exchange)
-            body = await _read(exchange)
+            body = await _read(exchange, most)
             return operation.decode(Answer(exchange.response.headers, body, operation.asked))
         except AgentProtoError as error:
             tell(error, exchange, run)
@@ -220,18 +224,22 @@ def _url(base_url: str, request: Request) -> str:
 
 
 def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str, str | bytes]:
-    headers: dict[str, str | bytes] = {"accept": accept}
+    coding = "identity" if accept == EVENT_STREAM else ACCEPTED
+    headers: dict[str, str | bytes] = {"accept": accept, "accept-encoding": coding}
     if request.content is not None:
         headers["content-type"] = "application/json"
-    if accept == EVENT_STREAM:
-        headers["accept-encoding"] = "identity"
     return {**headers, **settings.headers, **request.headers}
 
 
-async def _read(exchange: Exchange) -> bytes:
+async def _read(exchange: Exchange, most: int) -> bytes:
     body = bytearray()
     while piece := await exchange.read():
         body += piece
+        if len(body) > most:
+            raise TooLargeError(
+                f"{exchange.request.asked} was answered with more than {most} bytes "
+                "(max_response_bytes)"
+            )
     return bytes(body)
 
 

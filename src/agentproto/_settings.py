@@ -49,6 +49,24 @@ def timeout_from(value: Timeout | float | None) -> Timeout:
     return Timeout(idle=value)
 
 
+MAX_BYTES = 64 * 2**20
+"""What one event or one answer may have, unless the caller says otherwise."""
+
+
+def checked_limit(name: str, limit: int) -> int:
+    """A limit of bytes.
+
+    Raises:
+        TypeError: for anything but an int.
+        ValueError: for one below 1.
+    """
+    if isinstance(limit, bool) or not isinstance(cast("object", limit), int):
+        raise TypeError(f"{name}: expected bytes as an int, got {type(limit).__name__}")
+    if limit < 1:
+        raise ValueError(f"{name}: expected 1 byte or more, got {limit}")
+    return limit
+
+
 def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
     """A base URL that ends in a slash and holds no credentials, and the credentials.
 

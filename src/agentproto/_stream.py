@@ -13,6 +13,7 @@ from ._errors import (
     ProtocolError,
     StatusError,
     StreamInterruptedError,
+    TooLargeError,
     TransportError,
     error_from_json,
     is_out_of_time,
@@ -59,7 +60,7 @@ class EventStream(Generic[T]):
         self._session = session
         self._operation = operation
         self._settings = settings
-        self._decoder = SSEDecoder()
+        self._decoder = SSEDecoder(max_event_bytes=settings.max_event_bytes)
         self._cursor = RunCursor()
         self._failures = 0
         self._deadline: float | None = None
@@ -111,7 +112,7 @@ class EventStream(Generic[T]):
                 is_new = self._account(event)
             except AgentProtoError as error:
                 self._pending.clear()
-                self._failure = self._with_details(error)
+                self._failure = error
                 return None
             if is_new:
                 self._hand_over(sse)
@@ -188,7 +189,7 @@ class EventStream(Generic[T]):
         try:
             return await (step if self._failure is None else self._fail_again)()
         except AgentProtoError as error:
-            self._failure = error
+            self._failure = self._with_details(error)
             await self._give_up("cut")
             raise
         except BaseException:
@@ -223,16 +224,14 @@ class EventStream(Generic[T]):
         return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline)
 
     def _check_answer(self, exchange: Exchange) -> None:
-        try:
-            self._learn_run(self._operation.run_named_by(exchange.response.headers))
-            check_has_body(exchange)
-            _check_is_event_stream(exchange)
-        except AgentProtoError as error:
-            raise self._with_details(error) from None
+        self._learn_run(self._operation.run_named_by(exchange.response.headers))
+        check_has_body(exchange)
+        _check_is_event_stream(exchange)
 
     async def _receive(self) -> bool:
         while not self._pending and not self._all_arrived:
             exchange = await self._open()
+            self._check_size(exchange)
             try:
                 piece = await exchange.read()
             except TransportError as error:
@@ -243,6 +242,14 @@ class EventStream(Generic[T]):
             else:
                 await self._settle_end()
         return bool(self._pending)
+
+    def _check_size(self, exchange: Exchange) -> None:
+        # After the events that came before it: they were taken already.
+        if self._decoder.is_over:
+            raise TooLargeError(
+                f"{exchange.request.asked} sent an event of more than "
+                f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
+            )
 
     async def _take_in(self, piece: bytes, exchange: Exchange) -> None:
         try:
@@ -272,7 +279,7 @@ class EventStream(Generic[T]):
     def _check_status(self, status: RunStatus | str, run: Run | None) -> None:
         if status in FAILED and self._settings.raise_on_failure:
             said = None if run is None else error_from_json((run.model_extra or {}).get("error"))
-            raise self._with_details(run_failed(self.run, status, said))
+            raise run_failed(self.run, status, said)
 
     async def _ask_for_status(self) -> Run | None:
         if self.run is None:
@@ -294,7 +301,7 @@ class EventStream(Generic[T]):
             StreamInterruptedError: if that could lose or double events, or does not succeed.
         """
         if is_out_of_time(error):
-            raise self._with_details(error)
+            raise error
         await cast("Exchange", self.exchange).release()
         if not self._settings.rejoin:
             raise self._cut(error) from error
@@ -314,7 +321,7 @@ class EventStream(Generic[T]):
                 return await self._join_after(seconds)
             except AgentProtoError as again:
                 if is_out_of_time(again):
-                    raise self._with_details(again) from again.__cause__
+                    raise
                 error = again
 
     async def _check_joinable(self, error: AgentProtoError) -> None:
@@ -351,14 +358,13 @@ class EventStream(Generic[T]):
             return
         self._check_answer(exchange)
         self._cursor.joined()
-        self._decoder = SSEDecoder(last_event_id)
+        most = self._settings.max_event_bytes
+        self._decoder = SSEDecoder(last_event_id, max_event_bytes=most)
 
     def _cut(self, why: object) -> AgentProtoError:
-        return self._with_details(
-            StreamInterruptedError(
-                f"the stream was cut after {self.delivered} events; the run may be going on; {why}",
-                delivered=self.delivered,
-            )
+        return StreamInterruptedError(
+            f"the stream was cut after {self.delivered} events; the run may be going on; {why}",
+            delivered=self.delivered,
         )
 
     def _drop_after_last(self) -> bool:
@@ -414,7 +420,8 @@ class EventStream(Generic[T]):
             self._account(self._operation.decode(sse))
 
     def _with_details(self, error: AgentProtoError) -> AgentProtoError:
-        tell(error, cast("Exchange", self.exchange), self.run)
+        if self.exchange is not None:
+            tell(error, self.exchange, self.run)
         error.about(last_event_id=self.last_event_id)
         return error
 
