@@ -1,11 +1,13 @@
-"""A server that answers with the bytes it is told, on a real loopback socket.
+"""A server that answers with the bytes it is told, on a real loopback socket, plain or TLS.
 
-It runs in a thread of its own, records every request and sees when the client closes.
+It runs in a thread of its own, records every request and the end of every connection. What it
+can do wrong is in `faults`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ssl
 import threading
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
@@ -29,6 +31,7 @@ class Connection:
     request: Request
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
+    server: RawServer
 
     async def send(self, *pieces: bytes) -> None:
         for piece in pieces:
@@ -37,11 +40,15 @@ class Connection:
 
     async def client_closes(self) -> None:
         await asyncio.wait_for(self.reader.read(), BOUND)
+        raise ConnectionAbortedError
 
     def reset(self) -> None:
-        transport = self.writer.transport
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.abort()
+        _transport(self.writer).abort()
+
+
+def _transport(writer: asyncio.StreamWriter) -> asyncio.WriteTransport:
+    assert isinstance(writer.transport, asyncio.WriteTransport)
+    return writer.transport
 
 
 Script: TypeAlias = Callable[[Connection], Awaitable[None]]
@@ -95,9 +102,13 @@ class RawServer:
     """Plays its scripts, one a connection, the last one for all that follow."""
 
     scripts: Iterable[Script]
+    tls: ssl.SSLContext | None = None
     requests: list[Request] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    """Who ended each connection that is over: "client" or "server"."""
     asked: threading.Event = field(default_factory=threading.Event)
     closed: threading.Event = field(default_factory=threading.Event)
+    all_closed: threading.Event = field(default_factory=threading.Event)
     url: str = ""
 
     def __enter__(self) -> Self:
@@ -120,29 +131,65 @@ class RawServer:
 
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
-        self.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        self._writers: set[asyncio.StreamWriter] = set()
+        await self._listen(0)
+        self._port = self._listener.sockets[0].getsockname()[1]
+        self.url = f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self._port}"
         self._ready.set()
         await self._stop.wait()
-        server.close()
+        self._listener.close()
         # Connections that are just being accepted are let in first: cancelled, they leak a socket.
         while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
             for task in tasks & self._answering:
                 task.cancel()
             await asyncio.wait(tasks, timeout=0.05)
 
+    def down(self) -> None:
+        """Accept no connection any more."""
+        asyncio.run_coroutine_threadsafe(self._hang_up(), self._loop).result(BOUND)
+
+    def up(self) -> None:
+        """Accept connections again, at the same address."""
+        asyncio.run_coroutine_threadsafe(self._listen(self._port), self._loop).result(BOUND)
+
+    async def _hang_up(self) -> None:
+        self._listener.close()
+        for writer in self._writers:
+            _transport(writer).abort()
+
+    async def _listen(self, port: int) -> None:
+        if self._stop.is_set():
+            return
+        self._listener = await asyncio.start_server(
+            self._connected, "127.0.0.1", port, ssl=self.tls, backlog=2048
+        )
+
+    async def restart(self, seconds: float) -> None:
+        """Reset every connection, accept none for a while, then go on."""
+        await self._hang_up()
+        await asyncio.sleep(seconds)
+        await self._listen(self._port)
+
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._answering.add(cast("asyncio.Task[None]", asyncio.current_task()))
+        self._writers.add(writer)
+        self.all_closed.clear()
+        ended_by = "client"
         try:
             request = await self._read_request(reader)
             self.requests.append(request)
             self.asked.set()
             script = self._left.pop(0) if len(self._left) > 1 else self._left[0]
-            await script(Connection(request, reader, writer))
+            await script(Connection(request, reader, writer, self))
+            ended_by = "server"
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._writers.discard(writer)
+            self.ends.append(ended_by)
             self.closed.set()
+            if not self._writers:
+                self.all_closed.set()
             writer.close()
 
     async def _read_request(self, reader: asyncio.StreamReader) -> Request:
@@ -154,5 +201,5 @@ class RawServer:
         return Request(method, target, headers, body)
 
 
-def raw_server(*scripts: Script) -> RawServer:
-    return RawServer(scripts)
+def raw_server(*scripts: Script, tls: ssl.SSLContext | None = None) -> RawServer:
+    return RawServer(scripts, tls)

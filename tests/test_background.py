@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
+from urllib.parse import unquote
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from agentproto import (
     AsyncRunsClient,
@@ -226,3 +231,28 @@ async def test_unknown_action_is_refused(flavour: Flavour) -> None:
     with pytest.raises(ValueError, match="action: expected 'interrupt' or 'rollback'"):
         await flavour.call(client.cancel_run, "r", action="kill")
     await flavour.close(client)
+
+
+HOSTILE = st.sampled_from(
+    ["../x", "..", ".", "a?b", "a/b", "a#b", "%2e%2e", "", "a\r\nb", "x" * 100_000, "a b", "é", ";"]
+)
+
+
+@given(st.text(max_size=20) | st.text("./%?#\\\r\n2eE:@;&= ", max_size=8) | HOSTILE)
+def test_any_run_id_is_one_segment_or_refused(run_id: str) -> None:
+    """FAULTS: a hostile run id is a ValueError, or exactly one encoded segment of the path."""
+    asked: list[bytes] = []
+
+    def note(request: httpx.Request) -> httpx.Response:
+        asked.append(request.url.raw_path)
+        return httpx.Response(200, json={"run_id": "r1"})
+
+    transport = httpx.MockTransport(note)
+    with RunsClient("http://x/api", transport=transport) as client, suppress(ValueError):
+        client.get_run(run_id)
+    for path in asked:
+        prefix, _, segment = path.rpartition(b"/")
+        assert prefix == b"/api/runs"
+        assert unquote(segment.decode(), errors="strict") == run_id
+        assert segment not in {b"", b".", b".."}
+        assert not set(segment) & set(b"?#/\\ \r\n")

@@ -6,7 +6,6 @@ import asyncio
 import json
 import runpy
 import signal
-import subprocess
 import sys
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -30,6 +29,8 @@ from agentproto.testing import (
     demo_agents,
 )
 from agentproto.testing.__main__ import main
+
+from .interruptible import interruptible
 
 Steps = AsyncGenerator[Step, Any]
 BOUND = 10.0
@@ -546,9 +547,7 @@ def test_ipv6_loopback_is_served() -> None:
 def test_command_serves_until_it_is_interrupted() -> None:
     """`python -m agentproto.testing`; Ctrl-C exits without a traceback."""
     command = [sys.executable, "-m", "agentproto.testing", "--port", "0"]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as process:
+    with interruptible(command) as process:
         assert process.stdout is not None
         told = list(iter(process.stdout.readline, "Ctrl-C stops it.\n"))
         url = told[0].split()[3].rstrip(",")

@@ -539,3 +539,51 @@ def test_cursor_says_why_it_cannot_go_on(events_seen: list[ServerSentEvent], why
     cursor = RunCursor()
     cursor.take_in(events_seen)
     assert cursor.why_not_joinable() == why
+
+
+async def test_stream_goes_on_behind_the_event_it_was_asked_for(flavour: Flavour) -> None:
+    """FAULTS 2: a join that is cut before its first event loses neither its place nor an event."""
+
+    async def nothing(connection: Connection) -> None:
+        await connection.send(head(200, **SSE))
+        connection.reset()
+
+    with raw_server(nothing, kept_run([])) as server:
+        client = flavour.client(server.url, retry=FAST)
+        stream = client.stream_run("r1", last_event_id="4")
+        assert await ids_of(flavour, stream) == ["5", "6", "7", "8", "99"]
+        await flavour.close(client)
+    assert [r.headers["last-event-id"] for r in server.requests] == ["4", "4"]
+    with raw_server(nothing) as server:
+        client = flavour.client(server.url, rejoin=False)
+        with pytest.raises(StreamInterruptedError) as caught:
+            await flavour.collect(client.stream_run("r1", last_event_id="4"))
+        assert (caught.value.last_event_id, caught.value.delivered) == ("4", 0)
+        await flavour.close(client)
+
+
+@pytest.mark.parametrize(
+    "located",
+    [
+        "/runs/r1",
+        "http://evil.test/runs/r1",
+        "//evil.test/x/runs/r1",
+        "/../../runs/r1",
+        "/runs/r1?x",
+    ],
+)
+async def test_join_stays_under_the_base_url(flavour: Flavour, located: str) -> None:
+    """FAULTS 8: only the ids are read out of a header; the URL itself is never followed."""
+
+    async def cut(connection: Connection) -> None:
+        start = head(200, **SSE, content_location=located, location=located)
+        await connection.send(start, chunk(META + block(1)))
+        connection.reset()
+
+    with raw_server(cut, kept_run([])) as server:
+        client = flavour.client(f"{server.url}/api/v1", retry=FAST)
+        stream = client.create_and_stream_run(on_disconnect="continue")
+        assert await ids_of(flavour, stream) == IDS
+        await flavour.close(client)
+    assert [r.target for r in server.requests] == ["/api/v1/runs/stream", "/api/v1/runs/r1/stream"]
+    assert {r.headers["host"] for r in server.requests} == {server.url.removeprefix("http://")}

@@ -152,64 +152,9 @@ def test_policy_of_another_type_is_refused(flavour: Flavour) -> None:
         flavour.client("http://x", retry=3)
 
 
-GETS: list[tuple[str, tuple[Any, ...]]] = [("get_run", ("r1",)), ("wait_run", ("r1",))]
-POSTS: list[tuple[str, tuple[Any, ...]]] = [
-    ("create_and_wait_run", ()),
-    ("update_and_wait_run", ("r1",)),
-    ("create_run", ()),
-    ("cancel_run", ("r1",)),
-    ("delete_run", ("r1",)),
-]
-
-
-async def _reset(connection: Connection) -> None:
-    connection.reset()
-
-
 async def _cut_body(connection: Connection) -> None:
     await connection.send(head(200, content_length="100"), b"{")
     connection.reset()
-
-
-@pytest.mark.parametrize("fault", [answer(500), answer(502), answer(504), _reset, _cut_body])
-@pytest.mark.parametrize(("method", "args"), [*GETS, ("search_runs", ())])
-async def test_idempotent_call_is_repeated(
-    flavour: Flavour, method: str, args: tuple[Any, ...], fault: Script
-) -> None:
-    """FAULTS 2: GETs, and the search, are repeated after errors of connection and server."""
-    good = json_answer("[]" if method == "search_runs" else DONE)
-    with raw_server(fault, fault, good) as server:
-        client = flavour.client(server.url, retry=FAST)
-        await flavour.call(getattr(client, method), *args)
-        await flavour.close(client)
-    assert len(server.requests) == 3
-
-
-@pytest.mark.parametrize("fault", [answer(500), answer(503), answer(408), _reset])
-@pytest.mark.parametrize(("method", "args"), POSTS)
-async def test_call_with_effects_is_never_sent_twice(
-    flavour: Flavour, method: str, args: tuple[Any, ...], fault: Script
-) -> None:
-    """FAULTS 1: once it may have reached the server, never again."""
-    with raw_server(fault, json_answer(DONE)) as server:
-        client = flavour.client(server.url, retry=FAST)
-        with pytest.raises((TransportError, StatusError)):
-            await flavour.call(getattr(client, method), *args)
-        await flavour.close(client)
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("fault", [answer(429), answer(503, retry_after="0")])
-@pytest.mark.parametrize(("method", "args"), [*GETS, *POSTS])
-async def test_answer_that_says_not_processed_is_waited_out(
-    flavour: Flavour, method: str, args: tuple[Any, ...], fault: Script
-) -> None:
-    """FAULTS 1b: 429, or 503 with Retry-After."""
-    with raw_server(fault, json_answer(DONE)) as server:
-        client = flavour.client(server.url, retry=FAST)
-        await flavour.call(getattr(client, method), *args)
-        await flavour.close(client)
-    assert len(server.requests) == 2
 
 
 async def test_stream_is_opened_again_where_nothing_began(flavour: Flavour) -> None:

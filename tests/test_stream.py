@@ -393,6 +393,23 @@ async def test_total_ends_endless_heartbeats(flavour: Flavour) -> None:
     assert (caught.value.limit, caught.value.seconds) == ("total", 0.3)
 
 
+async def test_heartbeats_keep_a_stream_alive(flavour: Flavour) -> None:
+    """FAULTS: any byte starts `idle` anew, so a run may take longer than that."""
+
+    async def beats(connection: Connection) -> None:
+        await connection.send(head(200, content_type="text/event-stream", connection="close"))
+        for _ in range(12):
+            await connection.send(b": still there\n\n")
+            await asyncio.sleep(0.05)
+        await connection.send(END)
+
+    with raw_server(beats) as server:
+        client = flavour.client(server.url, timeout=0.4)
+        stream = client.create_and_stream_run()
+        assert [event.event for event in await flavour.collect(stream)] == ["end"]
+        await flavour.close(client)
+
+
 @pytest.mark.parametrize("timeout", [None, Timeout(total=30)])
 async def test_one_byte_at_a_time_works(flavour: Flavour, timeout: Any) -> None:
     """FAULTS: one byte at a time."""

@@ -143,7 +143,10 @@ class StreamState(Generic[T]):
 
     @property
     def last_event_id(self) -> str | None:
-        """Id of the last event that was handed over; None where the server gives none."""
+        """Id of the last event that was handed over, or that the stream goes on behind.
+
+        None where the server gives none.
+        """
         return self.core.last_event_id
 
     @property

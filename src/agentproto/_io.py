@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import socket
 import ssl
+import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
@@ -37,6 +39,7 @@ from ._coding import Inflater, inflater_for
 from ._errors import ProtocolError, RequestTimeoutError, TransportError
 from ._settings import Timeout
 
+T = TypeVar("T")
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 
 AuthTypes: TypeAlias = (
@@ -71,12 +74,6 @@ class Exchange(ABC):
         self._pid = os.getpid()
         owner.exchanges.add(self)
 
-    def _broken(self, exc: Exception) -> Exception:
-        """What a broken read is told as."""
-        if self._owner.is_closed:
-            return RuntimeError("the client was closed while an answer was being read")
-        return _translated(exc, self.request)
-
     def _check_process(self) -> None:
         if self._pid != os.getpid():
             raise RuntimeError("this stream was opened before a fork; open one in this process")
@@ -85,17 +82,15 @@ class Exchange(ABC):
         """Give the rest of the body so many seconds in all, and each read of it no more."""
         until = time.monotonic() + seconds
         deadline = until if self.request.deadline is None else min(until, self.request.deadline)
-        self.request = replace(self.request, deadline=deadline)
+        limits = replace(self.request.timeout, idle=seconds, total=seconds)
+        self.request = replace(self.request, deadline=deadline, timeout=limits)
         # Where httpcore looks when it begins to read a body.
         self.response.request.extensions["timeout"]["read"] = seconds
 
     def wake(self) -> None:
         """Shut the socket down, from any thread: it ends a read that blocks there."""
-        stream = self.response.extensions.get("network_stream")
-        connection = None if stream is None else stream.get_extra_info("socket")
-        if connection is not None:
-            with suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
+        if self._pid == os.getpid():
+            _shut_down(self.response.extensions.get("network_stream"))
 
     async def read(self) -> bytes:
         """The next piece of the body, not compressed; b"" at its end.
@@ -135,6 +130,13 @@ class Exchange(ABC):
         """Close the connection, unless the body was read to its end. More than once is fine."""
 
 
+def _shut_down(stream: Any) -> None:
+    connection = None if stream is None else stream.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+
 class IO(Protocol):
     """The port."""
 
@@ -147,6 +149,13 @@ class IO(Protocol):
 
 
 _TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
+
+
+def _members(of: WeakSet[T]) -> list[T]:
+    while True:
+        # Another thread may add one meanwhile.
+        with suppress(RuntimeError):
+            return list(of)
 
 
 class _ClientIO(Generic[C]):
@@ -162,6 +171,14 @@ class _ClientIO(Generic[C]):
         self._pid = os.getpid()
         self.is_closed = False
         self.exchanges: WeakSet[Exchange] = WeakSet()
+
+    def error(self, exc: Exception, request: WireRequest) -> Exception:
+        """What is raised for a failure of httpx."""
+        return self.closed() if self.is_closed else _translated(exc, request)
+
+    def closed(self) -> RuntimeError:
+        """What ends a call whose client is closed meanwhile."""
+        return RuntimeError("the client was closed while a call was waiting for its answer")
 
     def deadline(self, timeout: Timeout) -> float | None:
         """When the total limit of a call that begins now runs out, by the port's clock."""
@@ -184,10 +201,6 @@ class _ClientIO(Generic[C]):
             self._client = self._make()
         return self._client
 
-    def _client_to_close(self) -> C | None:
-        self.is_closed = True
-        return self._client if self._is_ours and self._pid == os.getpid() else None
-
     def _meet_fork(self) -> None:
         # Two processes on one inherited connection read each other's answers.
         if not self._is_ours:
@@ -195,11 +208,12 @@ class _ClientIO(Generic[C]):
                 "this client was made before a fork with http_client=; "
                 "make a new client in the child process"
             )
-        _abandoned.append(self._client)
+        _abandoned.append((self._client, *self.exchanges))
         self._client, self._pid = None, os.getpid()
+        self.exchanges = WeakSet()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
-        limits = request.timeout
+        limits = _limits_left(request)
         return client.build_request(
             request.method,
             request.url,
@@ -219,10 +233,9 @@ class _ClientIO(Generic[C]):
 
 
 class _AsyncExchange(Exchange):
-    def __init__(
-        self, owner: _ClientIO[Any], request: WireRequest, response: httpx.Response
-    ) -> None:
+    def __init__(self, owner: AsyncIO, request: WireRequest, response: httpx.Response) -> None:
         super().__init__(owner, request, response)
+        self._io = owner
         self._body: AsyncIterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
@@ -232,17 +245,27 @@ class _AsyncExchange(Exchange):
             raw = self.response.aiter_bytes() if was_read else self.response.stream
             self._body = aiter(cast("AsyncIterable[bytes]", raw))
         try:
-            with _within(self.request, self.request.deadline):
-                while (piece := await anext(self._body, None)) == b"":
-                    pass
+            if self.request.deadline is None:
+                return await self._next_piece(self._body)
+            with self._io.within(self.request):
+                return await self._next_piece(self._body)
         except _TRANSPORT_ERRORS as exc:
-            raise self._broken(exc) from exc
+            raise self._io.error(exc, self.request) from exc
+
+    async def _next_piece(self, body: AsyncIterator[bytes]) -> bytes:
+        while (piece := await anext(body, None)) == b"":
+            pass
         return piece or b""
 
     async def release(self) -> None:
         self._owner.exchanges.discard(self)
-        with anyio.CancelScope(shield=True):
-            await self.response.aclose()
+        try:
+            with anyio.CancelScope(shield=True):
+                await self.response.aclose()
+        except BaseException:
+            # asyncio's own task.cancel() does not know the shield.
+            self.wake()
+            raise
 
 
 class _BlockingExchange(Exchange):
@@ -262,7 +285,7 @@ class _BlockingExchange(Exchange):
         try:
             return next((piece for piece in self._body if piece), b"")
         except _TRANSPORT_ERRORS as exc:
-            raise self._broken(exc) from exc
+            raise self._owner.error(exc, self.request) from exc
 
     async def release(self) -> None:
         self._owner.exchanges.discard(self)
@@ -272,74 +295,127 @@ class _BlockingExchange(Exchange):
 class AsyncIO(_ClientIO[httpx.AsyncClient]):
     """The port over `httpx.AsyncClient`."""
 
+    def __init__(
+        self, make: Callable[[], httpx.AsyncClient], auth: AuthTypes | None, *, is_ours: bool
+    ) -> None:
+        super().__init__(make, auth, is_ours=is_ours)
+        self._waits: set[anyio.CancelScope] = set()
+
+    @contextmanager
+    def within(self, request: WireRequest, *, until_headers: bool = False) -> Generator[None]:
+        """End what is awaited here at the limit of the request, or when the client is closed."""
+        if self.is_closed:
+            raise self.closed()
+        idle = request.timeout.idle
+        # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
+        patience = 2 * idle if until_headers and idle is not None else math.inf
+        left = math.inf if request.deadline is None else request.deadline - time.monotonic()
+        with anyio.move_on_after(max(0.0, min(patience, left))) as scope:
+            self._waits.add(scope)
+            try:
+                yield
+            finally:
+                self._waits.discard(scope)
+        if scope.cancelled_caught:
+            limit = "total" if left <= patience else "idle"
+            raise self.closed() if self.is_closed else _ran_out(request, limit)
+
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
         try:
-            with _within(request, request.deadline, until_headers=True):
+            with self.within(request, until_headers=True):
                 response = await client.send(self._build(client, request), **self._send_options())
         except _TRANSPORT_ERRORS as exc:
-            raise _translated(exc, request) from exc
+            raise self.error(exc, request) from _tellable(exc)
         return _AsyncExchange(self, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
-        with _within(request, request.deadline):
+        with self.within(request):
             await anyio.sleep(seconds)
 
     async def close(self) -> None:
-        client = self._client_to_close()
-        for exchange in list(self.exchanges):
+        self.is_closed = True
+        if self._pid != os.getpid():
+            return
+        for scope in self._waits:
+            scope.cancel()
+        for exchange in _members(self.exchanges):
             await exchange.release()
-        if client is not None:
-            await client.aclose()
+        if self._is_ours and self._client is not None:
+            await self._client.aclose()
 
 
 class BlockingIO(_ClientIO[httpx.Client]):
     """The port over `httpx.Client`: the coroutines of this class never suspend."""
 
+    def __init__(
+        self, make: Callable[[], httpx.Client], auth: AuthTypes | None, *, is_ours: bool
+    ) -> None:
+        super().__init__(make, auth, is_ours=is_ours)
+        self._connections: WeakSet[Any] = WeakSet()
+        self._closing = threading.Event()
+
+    def _meet_fork(self) -> None:
+        super()._meet_fork()
+        self._connections, self._closing = WeakSet(), threading.Event()
+
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
         _check_deadline(request)
         try:
-            response = client.send(self._build(client, request), **self._send_options())
+            built = self._build(client, request)
+            if self._is_ours:
+                built.extensions["trace"] = self._note_connection
+            response = client.send(built, **self._send_options())
         except _TRANSPORT_ERRORS as exc:
-            raise _translated(exc, request) from exc
+            raise self.error(exc, request) from _tellable(exc)
         return _BlockingExchange(self, request, response)
+
+    def _note_connection(self, name: str, info: Mapping[str, Any]) -> None:
+        # Which connection a request waits on, httpx tells only with the answer.
+        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
+            self._connections.add(info["return_value"])
+            if self.is_closed:
+                _shut_down(info["return_value"])
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         until = math.inf if request.deadline is None else request.deadline
-        time.sleep(max(0.0, min(seconds, until - time.monotonic())))  # noqa: ASYNC251  # blocks
+        if self._closing.wait(max(0.0, min(seconds, until - time.monotonic()))):
+            raise self.closed()
         _check_deadline(request)
 
     async def close(self) -> None:
-        client = self._client_to_close()
-        for exchange in list(self.exchanges):
+        self.is_closed = True
+        if self._pid != os.getpid():
+            return
+        self._closing.set()
+        for exchange in _members(self.exchanges):
             exchange.wake()
-        if client is not None:
-            client.close()
+        for stream in _members(self._connections):
+            _shut_down(stream)
+        if self._is_ours and self._client is not None:
+            self._client.close()
 
 
-@contextmanager
-def _within(
-    request: WireRequest, deadline: float | None, *, until_headers: bool = False
-) -> Generator[None]:
-    idle = request.timeout.idle
-    # 1xx responses start httpx's read timer anew, each of them: silence alone has no end there.
-    headers_by = time.monotonic() + 2 * idle if until_headers and idle is not None else math.inf
-    total_by = math.inf if deadline is None else deadline
-    first = min(headers_by, total_by)
-    if first == math.inf:
-        yield
-        return
-    with anyio.move_on_after(max(0.0, first - time.monotonic())) as scope:
-        yield
-    if scope.cancelled_caught:
-        raise _ran_out(request, "total" if total_by <= headers_by else "idle")
+def _limits_left(request: WireRequest) -> Timeout:
+    """The limits as httpx shall have them: nothing of a call may outlast the whole."""
+    if request.deadline is None:
+        return request.timeout
+    left = max(0.001, request.deadline - time.monotonic())
+    connect, idle = request.timeout.connect, request.timeout.idle
+    return Timeout(
+        connect=left if connect is None else min(connect, left),
+        idle=left if idle is None else min(idle, left),
+    )
 
 
 def _check_deadline(request: WireRequest) -> None:
     if request.deadline is not None and time.monotonic() >= request.deadline:
         raise _ran_out(request, "total")
 
+
+_CLOCK_SLACK = 0.01
+"""Seconds by which a socket's timeout may end before its time."""
 
 _SAYS = {
     "connect": "no connection within {s:g} s (timeout.connect); is the server running there?",
@@ -353,6 +429,8 @@ _SAYS = {
 
 
 def _ran_out(request: WireRequest, limit: str) -> RequestTimeoutError:
+    if request.deadline is not None and time.monotonic() >= request.deadline - _CLOCK_SLACK:
+        limit = "total"
     field = "connect" if limit == "pool" else limit
     seconds = cast("float", getattr(request.timeout, field))
     message = f"{request.asked}: {_SAYS[limit].format(s=seconds)}"
@@ -378,13 +456,21 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             error.was_sent = False
             error.is_final = _is_rejected_certificate(exc)
             return error
+        case httpx.InvalidURL():
+            error = TransportError(f"{request.asked}: {exc}; check the base_url")
+            error.was_sent, error.is_final = False, True
+            return error
         case httpx.LocalProtocolError():
-            # Its text quotes header values.
             return TransportError(f"{request.asked}: the request could not be written as HTTP")
         case _:
             return TransportError(
                 f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
+
+
+def _tellable(exc: Exception) -> Exception | None:
+    # h11 quotes header values, in the text of the cause, too.
+    return None if isinstance(exc, httpx.LocalProtocolError) else exc
 
 
 def _is_rejected_certificate(exc: BaseException | None) -> bool:
@@ -438,8 +524,11 @@ def async_io(
     if http_client is not None:
         _check_not_both(transport)
         return AsyncIO(lambda: http_client, auth, is_ours=False)
+    hooks = {"request": [_check_headers_async]}
     return AsyncIO(
-        lambda: httpx.AsyncClient(transport=transport, limits=_LIMITS), auth, is_ours=True
+        lambda: httpx.AsyncClient(transport=transport, limits=_LIMITS, event_hooks=hooks),
+        auth,
+        is_ours=True,
     )
 
 
@@ -454,7 +543,28 @@ def blocking_io(
     if http_client is not None:
         _check_not_both(transport)
         return BlockingIO(lambda: http_client, auth, is_ours=False)
-    return BlockingIO(lambda: httpx.Client(transport=transport, limits=_LIMITS), auth, is_ours=True)
+    hooks = {"request": [_check_headers]}
+    return BlockingIO(
+        lambda: httpx.Client(transport=transport, limits=_LIMITS, event_hooks=hooks),
+        auth,
+        is_ours=True,
+    )
+
+
+_HEADER_VALUE = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
+
+
+def _check_headers(request: httpx.Request) -> None:
+    # What `auth` put in: h11 would refuse it too, and tell it in a log.
+    for name, value in request.headers.raw:
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(
+                f"auth: the value of {name.decode('latin-1')!r} has characters HTTP does not allow"
+            )
+
+
+async def _check_headers_async(request: httpx.Request) -> None:
+    _check_headers(request)
 
 
 def _check_kind(name: str, value: object, kind: type) -> None:

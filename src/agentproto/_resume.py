@@ -22,14 +22,16 @@ def _short(event_id: str) -> str:
 class RunCursor:
     """Watches events go by. Ids are opaque; order is arrival.
 
+    `last_event_id` is that of the stream before, where this one goes on with it.
+
     Attributes:
         last_event_id: what to go on behind; None if nothing was seen.
         has_progressed: whether an event came that was not there before, since it was last set
             to False.
     """
 
-    def __init__(self) -> None:
-        self.last_event_id: str | None = None
+    def __init__(self, last_event_id: str | None = None) -> None:
+        self.last_event_id = last_event_id
         self.has_progressed = False
         self._seen: dict[str, None] = {}
         self._first: str | None = None
@@ -48,7 +50,7 @@ class RunCursor:
 
     def why_not_joinable(self) -> str | None:
         """Why a join could lose or double events; None if it cannot."""
-        if self._first is None:
+        if self.last_event_id is None:
             return "the server gave its events no ids"
         if self._ends_without_id:
             return "the last event had no id"

@@ -82,6 +82,8 @@ def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
         raise _bad_base_url(base_url, "it has no http:// or https:// in front")
     if not parts.hostname:
         raise _bad_base_url(base_url, "it names no host")
+    if parts.hostname.isascii() and not _HOST.fullmatch(parts.hostname):
+        raise _bad_base_url(base_url, "its host has a part that is empty or over 63 characters")
     if parts.query or parts.fragment:
         raise _bad_base_url(base_url, "it has a query or a fragment; send a key in headers=")
     if re.search(r"[\s\x00-\x1f\x7f\\]", base_url):
@@ -90,6 +92,9 @@ def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
     netloc = host if port is None else f"{host}:{port}"
     path = parts.path.rstrip("/") + "/"
     return urlunsplit((parts.scheme, netloc, path, "", "")), _credentials(parts)
+
+
+_HOST = re.compile(r"([^.]{1,63}\.)*[^.]{1,63}\.?")
 
 
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:

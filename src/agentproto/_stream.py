@@ -60,8 +60,8 @@ class EventStream(Generic[T]):
         self._session = session
         self._operation = operation
         self._settings = settings
-        self._decoder = SSEDecoder(max_event_bytes=settings.max_event_bytes)
-        self._cursor = RunCursor()
+        self._decoder = self._decoder_after(operation.last_event_id)
+        self._cursor = RunCursor(operation.last_event_id)
         self._failures = 0
         self._deadline: float | None = None
         self._pending: deque[ServerSentEvent] = deque()
@@ -75,7 +75,7 @@ class EventStream(Generic[T]):
         self._transcript: Transcript[T] = Transcript()
         self.exchange: Exchange | None = None
         self.run: RunRef | None = operation.run
-        self.last_event_id: str | None = None
+        self.last_event_id = operation.last_event_id
         self.delivered: int = 0
         self.new_text: str = ""
         self.ended: Ended | None = None
@@ -217,31 +217,39 @@ class EventStream(Generic[T]):
                 return await self._session.open(self._operation, wire)
 
             self.exchange = await self._session.repeat(once, self._operation, self._settings, wire)
-            self._check_answer(self.exchange)
+            await self._begin(self.exchange, is_join=self._operation.is_idempotent)
         return self.exchange
 
     def _wire(self, request: Request) -> WireRequest:
         return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline)
 
-    def _check_answer(self, exchange: Exchange) -> None:
+    async def _begin(self, exchange: Exchange, *, is_join: bool) -> None:
+        if is_join and exchange.response.status_code == 204:
+            # SSE standard, 9.2.3: the server tells its client to stop.
+            self.ended, self._all_arrived = "stopped", True
+            await exchange.release()
+            return
         self._learn_run(self._operation.run_named_by(exchange.response.headers))
         check_has_body(exchange)
         _check_is_event_stream(exchange)
 
     async def _receive(self) -> bool:
+        await self._open()
         while not self._pending and not self._all_arrived:
-            exchange = await self._open()
-            self._check_size(exchange)
-            try:
-                piece = await exchange.read()
-            except TransportError as error:
-                await self._go_on_after(error)
-                continue
-            if piece:
-                await self._take_in(piece, exchange)
-            else:
-                await self._settle_end()
+            await self._read_on(cast("Exchange", self.exchange))
         return bool(self._pending)
+
+    async def _read_on(self, exchange: Exchange) -> None:
+        self._check_size(exchange)
+        try:
+            piece = await exchange.read()
+        except TransportError as error:
+            await self._go_on_after(error)
+            return
+        if piece:
+            await self._take_in(piece, exchange)
+        else:
+            await self._settle_end()
 
     def _check_size(self, exchange: Exchange) -> None:
         # After the events that came before it: they were taken already.
@@ -350,16 +358,14 @@ class EventStream(Generic[T]):
             raise self._cut(str(problem)) from None
         wire = self._wire(request)
         await self._session.io.sleep(seconds, wire)
-        exchange = await self._session.open(request, wire)
-        self.exchange = exchange
-        if exchange.response.status_code == 204:
-            self.ended, self._all_arrived = "stopped", True
-            await exchange.release()
-            return
-        self._check_answer(exchange)
+        self.exchange = await self._session.open(request, wire)
+        await self._begin(self.exchange, is_join=True)
         self._cursor.joined()
+        self._decoder = self._decoder_after(last_event_id)
+
+    def _decoder_after(self, last_event_id: str | None) -> SSEDecoder:
         most = self._settings.max_event_bytes
-        self._decoder = SSEDecoder(last_event_id, max_event_bytes=most)
+        return SSEDecoder(last_event_id or "", max_event_bytes=most)
 
     def _cut(self, why: object) -> AgentProtoError:
         return StreamInterruptedError(

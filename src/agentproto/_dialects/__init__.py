@@ -59,8 +59,9 @@ class Operation(Request, Generic[T]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StreamOperation(Request, Generic[T]):
-    """A call whose answer is a stream of events."""
+    """A call whose answer is a stream of events, those behind `last_event_id` where it is given."""
 
+    last_event_id: str | None = None
     decode: Callable[[ServerSentEvent], RunEvent[T]]
     follow_up: FollowUp[RunWaitResponse[T]]
     join: Callable[[RunRef, str], Request]

@@ -156,6 +156,7 @@ def stream_run(
         path=f"runs/{_segment(run)}/stream",
         headers=headers,
         run=run,
+        last_event_id=last_event_id,
         continues=True,
         run_named_by=run_named_by,
         decode=EventReader(values_type),
