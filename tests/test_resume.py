@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import tracemalloc
+from collections.abc import Sequence
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -54,16 +57,28 @@ IDS = ["0", "1", "2", "3", "4", "5", "6", "7", "8", "99"]
 SSE = {"content_type": "text/event-stream", "transfer_encoding": "chunked"}
 
 
+def ids_in(run: list[bytes]) -> list[str]:
+    return [found[-1].decode() for found in (re.findall(rb"(?m)^id: (.*?)\r?$", e) for e in run)]
+
+
 def kept_run(
-    cuts: list[int], *, overlap: int = 0, reset: bool = False, size: int = 10_000
+    cuts: Sequence[int | None],
+    *,
+    overlap: int = 0,
+    reset: bool = False,
+    size: int = 10_000,
+    run: list[bytes] = RUN,
 ) -> Script:
-    """A server that keeps the events of RUN: each connection is cut after so many bytes."""
-    left = list(cuts)
+    """A server that keeps the events of a run: each stream is cut after so many bytes."""
+    left, ids = list(cuts), ids_in(run)
 
     async def script(connection: Connection) -> None:
+        if not connection.request.target.endswith("/stream"):
+            await json_answer('{"status":"success"}')(connection)
+            return
         after = connection.request.headers.get("last-event-id")
-        start = 0 if after is None else max(0, IDS.index(after) + 1 - overlap)
-        body = b"".join(RUN[start:])
+        start = 0 if after is None else max(0, ids.index(after) + 1 - overlap)
+        body = b"".join(run[start:])
         cut = left.pop(0) if left else None
         sent = body[:cut]
         pieces = [sent[i : i + size] for i in range(0, len(sent), size)]
@@ -152,14 +167,40 @@ def test_any_cut_gives_the_whole_run_or_a_prefix_and_an_error(
     assert [r.method for r in server.requests].count("POST") == 1
 
 
-def test_every_cut_point_of_a_run_is_joined() -> None:
-    """Property, exhaustive: each byte of the stream as the point of one cut."""
-    whole = b"".join(RUN)
+def recorded(name: str) -> list[bytes]:
+    stream = (Path(__file__).parent / "wire" / name).read_bytes()
+    return re.findall(rb"(?s).+?\r?\n\r?\n", stream)
+
+
+RUNS = {
+    "spec": RUN,
+    "langgraph dev": recorded("langgraph_dev/resumable_full.sse"),
+    "langgraphjs dev": recorded("langgraphjs_dev/hitl_stream.sse"),
+}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_every_cut_point_of_a_run_is_joined(name: str) -> None:
+    """Property, exhaustive: each byte of a stream, as recorded, as the point of one cut."""
+    run = RUNS[name]
+    ids, size = ids_in(run), len(b"".join(run))
+    # A line that ends in CRLF is whole at its CR.
+    named = len(run[0]) - run[0].endswith(b"\r\n")
+    cuts = [place for cut in range(named, size) for place in (cut, None)]
     policy = RetryPolicy(attempts=2, first_delay=0)
-    for cut in range(len(META), len(whole)):
-        with raw_server(kept_run([cut])) as server, RunsClient(server.url, retry=policy) as client:
+    with (
+        raw_server(kept_run([*range(named), *cuts], run=run)) as server,
+        RunsClient(server.url, retry=policy) as client,
+    ):
+        for cut in range(size):
             stream = client.create_and_stream_run(on_disconnect="continue")
-            assert [event.id for event in stream] == IDS, cut
+            if cut < named:  # before anything told the run
+                with pytest.raises(StreamInterruptedError):
+                    list(stream)
+                assert stream.core.delivered == 0
+            else:
+                assert [event.id for event in stream] == ids, cut
+    assert sum(request.method == "POST" for request in server.requests) == size
 
 
 async def test_attempts_start_afresh_after_progress(flavour: Flavour) -> None:
