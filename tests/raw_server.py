@@ -132,6 +132,7 @@ class RawServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
+        self._accepted: list[asyncio.StreamWriter] = []
         await self._listen(0)
         self._port = self._listener.sockets[0].getsockname()[1]
         self.url = f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self._port}"
@@ -139,10 +140,15 @@ class RawServer:
         await self._stop.wait()
         self._listener.close()
         # Connections that are just being accepted are let in first: cancelled, they leak a socket.
-        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
-            for task in tasks & self._answering:
-                task.cancel()
-            await asyncio.wait(tasks, timeout=0.05)
+        for _ in range(3):
+            while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+                for task in tasks & self._answering:
+                    task.cancel()
+                await asyncio.wait(tasks, timeout=0.05)
+            # One that still has bytes to send would wait for its client.
+            for writer in self._accepted:
+                _transport(writer).abort()
+            await asyncio.sleep(0)
 
     def down(self) -> None:
         """Accept no connection any more."""
@@ -173,6 +179,7 @@ class RawServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._answering.add(cast("asyncio.Task[None]", asyncio.current_task()))
         self._writers.add(writer)
+        self._accepted.append(writer)
         self.all_closed.clear()
         ended_by = "client"
         try:
