@@ -18,7 +18,7 @@ class Timeout:
         connect: for a connection, and for a place in the pool.
         idle: silence: any byte, a heartbeat too, starts it anew.
         total: wall clock of the whole call, the caller's own pauses included. A sync client
-            checks it between reads.
+            checks it between reads, and does not end a server that sends 1xx responses for ever.
     """
 
     connect: float | None = 5.0
