@@ -63,6 +63,7 @@ ROOMS = [
     ["_session"],
     ["_io", "_resume", "_retry"],
     ["_dialects.agent_protocol"],
+    ["_dialects.bodies"],
     ["_dialects"],
     ["_events"],
     ["_coding", "_sse", "_json"],

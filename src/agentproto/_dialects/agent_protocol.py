@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
 
-from pydantic import TypeAdapter, ValidationError
-
-from .._errors import ProtocolError
-from .._events import (
-    EventReader,
-    first_problem,
-    interrupts_in,
-    messages_in,
-    shown,
-    take_interrupts,
-    values_adapter,
-)
-from .._json import parse_json, to_json
+from .._events import EventReader
 from .._models import (
-    FAILED,
     Run,
     RunCreate,
     RunRef,
     RunSearchRequest,
     RunUpdate,
     RunWaitResponse,
-    WireModel,
     event_id_bytes,
-    is_one_segment,
 )
-from .._shapes import as_list, as_object
-from . import Answer, FollowUp, Operation, Request, StreamOperation
+from . import FollowUp, Operation, Request, StreamOperation
+from .bodies import content_of, nothing, run_in, run_named_by, runs_in, segment, wait_decoder
 
 T = TypeVar("T")
-J = TypeVar("J")
 
 
 def create_and_wait_run(
@@ -47,10 +29,10 @@ def create_and_wait_run(
     return Operation(
         method="POST",
         path="runs/wait",
-        content=_body(run_create, extra_body),
+        content=content_of(run_create, extra_body),
         continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
-        decode=_wait_decoder(None, values_type),
+        decode=wait_decoder(None, values_type),
         follow_up=_follow_up(values_type),
     )
 
@@ -62,7 +44,7 @@ def create_and_stream_run(
     return StreamOperation(
         method="POST",
         path="runs/stream",
-        content=_body(run_create, extra_body),
+        content=content_of(run_create, extra_body),
         continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
         decode=EventReader(values_type),
@@ -80,11 +62,11 @@ def update_and_wait_run(
     """Spec: POST /runs/{run_id}/wait"""
     return Operation(
         method="POST",
-        path=f"runs/{_segment(run)}/wait",
-        content=_body(run_update, extra_body),
+        path=f"runs/{segment(run.run_id)}/wait",
+        content=content_of(run_update, extra_body),
         run=run,
         run_named_by=run_named_by,
-        decode=_wait_decoder(run, values_type),
+        decode=wait_decoder(run, values_type),
         follow_up=_follow_up(values_type),
     )
 
@@ -98,8 +80,8 @@ def update_and_stream_run(
     """Spec: POST /runs/{run_id}/stream"""
     return StreamOperation(
         method="POST",
-        path=f"runs/{_segment(run)}/stream",
-        content=_body(run_update, extra_body),
+        path=f"runs/{segment(run.run_id)}/stream",
+        content=content_of(run_update, extra_body),
         run=run,
         run_named_by=run_named_by,
         decode=EventReader(values_type),
@@ -113,9 +95,9 @@ def create_run(run_create: RunCreate, extra_body: Mapping[str, Any] | None) -> O
     return Operation(
         method="POST",
         path="runs",
-        content=_body(run_create, extra_body),
+        content=content_of(run_create, extra_body),
         run_named_by=run_named_by,
-        decode=partial(_run_response, ref=None),
+        decode=partial(run_in, ref=None),
     )
 
 
@@ -124,10 +106,10 @@ def get_run(run: RunRef) -> Operation[Run]:
     return Operation(
         method="GET",
         is_idempotent=True,
-        path=f"runs/{_segment(run)}",
+        path=f"runs/{segment(run.run_id)}",
         run=run,
         run_named_by=run_named_by,
-        decode=partial(_run_response, ref=run),
+        decode=partial(run_in, ref=run),
     )
 
 
@@ -139,9 +121,9 @@ def search_runs(
         method="POST",
         path="runs/search",
         is_idempotent=True,
-        content=_body(request, extra_body),
+        content=content_of(request, extra_body),
         run_named_by=run_named_by,
-        decode=_runs_response,
+        decode=runs_in,
     )
 
 
@@ -153,7 +135,7 @@ def stream_run(
     return StreamOperation(
         method="GET",
         is_idempotent=True,
-        path=f"runs/{_segment(run)}/stream",
+        path=f"runs/{segment(run.run_id)}/stream",
         headers=headers,
         run=run,
         last_event_id=last_event_id,
@@ -169,11 +151,11 @@ def cancel_run(run: RunRef, *, wait: bool, action: str) -> Operation[None]:
     """Spec: POST /runs/{run_id}/cancel"""
     return Operation(
         method="POST",
-        path=f"runs/{_segment(run)}/cancel",
+        path=f"runs/{segment(run.run_id)}/cancel",
         query={"wait": str(wait).lower(), "action": action},
         run=run,
         run_named_by=run_named_by,
-        decode=_nothing,
+        decode=nothing,
         has_body=False,
     )
 
@@ -182,10 +164,10 @@ def delete_run(run: RunRef) -> Operation[None]:
     """Spec: DELETE /runs/{run_id}"""
     return Operation(
         method="DELETE",
-        path=f"runs/{_segment(run)}",
+        path=f"runs/{segment(run.run_id)}",
         run=run,
         run_named_by=run_named_by,
-        decode=_nothing,
+        decode=nothing,
         has_body=False,
     )
 
@@ -195,10 +177,10 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
     return Operation(
         method="GET",
         is_idempotent=True,
-        path=f"runs/{_segment(run)}/wait",
+        path=f"runs/{segment(run.run_id)}/wait",
         run=run,
         run_named_by=run_named_by,
-        decode=_wait_decoder(run, values_type),
+        decode=wait_decoder(run, values_type),
     )
 
 
@@ -209,140 +191,3 @@ def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
 def _join(run: RunRef, last_event_id: str) -> Request:
     operation: StreamOperation[Any] = stream_run(run, last_event_id, None)
     return operation
-
-
-_RUN_AT_END = re.compile(r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/stream)?/?$")
-
-
-def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
-    """The run that Content-Location or Location name; only the ids are read out of the URL."""
-    for name in ("content-location", "location"):
-        found = _RUN_AT_END.search(headers.get(name, ""))
-        if found is None:
-            continue
-        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
-        if is_one_segment(run_id):
-            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
-    return None
-
-
-def _segment(run: RunRef) -> str:
-    return quote(run.run_id, safe="")
-
-
-def _body(model: WireModel, extra_body: Mapping[str, Any] | None) -> bytes:
-    fields = model.fields_to_send()
-    extra = dict(extra_body or {})
-    twice = sorted(fields.keys() & extra.keys())
-    if twice:
-        raise ValueError(f"extra_body: {twice[0]!r} is set as a field of the call, too")
-    return to_json({**fields, **extra})
-
-
-def _wait_decoder(run: RunRef | None, values_type: type[T] | None) -> Any:
-    adapter = None if values_type is None else values_adapter(values_type)
-    return partial(_wait_response, run=run, adapter=adapter)
-
-
-def _wait_response(
-    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None
-) -> RunWaitResponse[T]:
-    data = _json_in(answer, as_object, _OUTPUT)
-    if "run" not in data and "values" not in data:
-        data = {"values": data, "messages": messages_in(data)}
-    try:
-        return _response_from(answer, data, run_named_by(answer.headers) or run, adapter)
-    except ValidationError as exc:
-        raise _unusable(answer, _OUTPUT, first_problem(exc)) from exc
-
-
-def _nothing(_: Answer) -> None:
-    return None
-
-
-def _run_response(answer: Answer, *, ref: RunRef | None) -> Run:
-    data = _json_in(answer, as_object, _A_RUN)
-    try:
-        return _run_from(data, run_named_by(answer.headers) or ref)
-    except ValidationError as exc:
-        raise _unusable(answer, _A_RUN, first_problem(exc)) from exc
-
-
-def _runs_response(answer: Answer) -> list[Run]:
-    data = _json_in(answer, as_list, _RUNS)
-    try:
-        return [Run.model_validate(item) for item in data]
-    except ValidationError as exc:
-        raise _unusable(answer, _RUNS, first_problem(exc)) from exc
-
-
-_A_RUN = "a JSON object that describes a run"
-_RUNS = "a JSON array of runs"
-_OUTPUT = "a JSON object with run, values and messages"
-
-
-def _json_in(answer: Answer, shape: Callable[[object], J | None], expected: str) -> J:
-    try:
-        data = parse_json(answer.body)
-    except ValueError as exc:
-        raise _unusable(answer, expected, str(exc)) from exc
-    found = shape(data)
-    if found is None:
-        raise _unusable(answer, expected, f"got {type(data).__name__}")
-    return found
-
-
-def _unusable(answer: Answer, expected: str, problem: str) -> ProtocolError:
-    content_type = answer.headers.get("content-type", "no content type")
-    return ProtocolError(
-        f"expected {expected} from {answer.asked}, got {content_type}: {problem}; "
-        f"is base_url the root of the API? body: {shown(answer.body)}",
-        raw=answer.body,
-    )
-
-
-def _response_from(
-    answer: Answer, data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
-) -> RunWaitResponse[T]:
-    run = _run_from(data.get("run"), ref)
-    state, interrupts = take_interrupts(data.get("values"))
-    pending = [*interrupts, *interrupts_in(data.get("interrupts") or [])]
-    known: dict[str, Any] = {
-        **data,
-        "run": run,
-        "values": _typed(answer, state, run, adapter, asks=bool(pending)),
-        "messages": data.get("messages") or [],
-        "interrupts": pending,
-    }
-    return RunWaitResponse(**known)
-
-
-def _run_from(data: object, ref: RunRef | None) -> Run:
-    run = Run.model_validate(data or {})
-    if ref is None:
-        return run
-    known = {"run_id": run.run_id or ref.run_id, "thread_id": run.thread_id or ref.thread_id}
-    return run.model_copy(update=known)
-
-
-def _typed(
-    answer: Answer, state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool
-) -> Any:
-    if state is None or (adapter is not None and asks and not state):
-        return None
-    if adapter is None:
-        return _PLAIN.validate_python(state)
-    try:
-        return adapter.validate_python(state)
-    except ValidationError as exc:
-        # A failed run is told as such, whether or not it got as far as the values asked for.
-        if run.status in FAILED:
-            return None
-        raise ProtocolError(
-            f"the values from {answer.asked} do not fit values_type: {first_problem(exc)}; "
-            f"body: {shown(answer.body)}",
-            raw=answer.body,
-        ) from exc
-
-
-_PLAIN: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])

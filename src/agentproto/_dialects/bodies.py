@@ -1,0 +1,176 @@
+"""What dialects share: bodies as they are sent, and answers as they are read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter, ValidationError
+
+from .._errors import ProtocolError
+from .._events import (
+    first_problem,
+    interrupts_in,
+    messages_in,
+    shown,
+    take_interrupts,
+    values_adapter,
+)
+from .._json import parse_json, to_json
+from .._models import FAILED, Run, RunRef, RunWaitResponse, WireModel, is_one_segment
+from .._shapes import as_list, as_object
+from . import Answer
+
+T = TypeVar("T")
+J = TypeVar("J")
+
+_RUN_AT_END = re.compile(r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/stream)?/?$")
+
+
+def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
+    """The run that Content-Location or Location name; only the ids are read out of the URL."""
+    for name in ("content-location", "location"):
+        found = _RUN_AT_END.search(headers.get(name, ""))
+        if found is None:
+            continue
+        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
+        if is_one_segment(run_id):
+            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
+    return None
+
+
+def segment(value: str) -> str:
+    """An id as one segment of a path."""
+    return quote(value, safe="")
+
+
+def content_of(model: WireModel, extra_body: Mapping[str, Any] | None) -> bytes:
+    """The fields that are set, and what a server adds to them.
+
+    Raises:
+        ValueError: for a field that is set twice.
+    """
+    fields = model.fields_to_send()
+    extra = dict(extra_body or {})
+    twice = sorted(fields.keys() & extra.keys())
+    if twice:
+        raise ValueError(f"extra_body: {twice[0]!r} is set as a field of the call, too")
+    return to_json({**fields, **extra})
+
+
+def wait_decoder(
+    run: RunRef | None, values_type: type[T] | None
+) -> Callable[[Answer], RunWaitResponse[T]]:
+    """Reads the output of a run, which may be that of the call."""
+    adapter = None if values_type is None else values_adapter(values_type)
+    return partial(_wait_response, run=run, adapter=adapter)
+
+
+def _wait_response(
+    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None
+) -> RunWaitResponse[T]:
+    data = _json_in(answer, as_object, _OUTPUT)
+    if "run" not in data and "values" not in data:
+        data = {"values": data, "messages": messages_in(data)}
+    try:
+        return _response_from(answer, data, run_named_by(answer.headers) or run, adapter)
+    except ValidationError as exc:
+        raise _unusable(answer, _OUTPUT, first_problem(exc)) from exc
+
+
+def nothing(_: Answer) -> None:
+    """Reads an answer that tells nothing more than its status."""
+    return
+
+
+def run_in(answer: Answer, *, ref: RunRef | None) -> Run:
+    """Reads a run, which may be that of the call."""
+    data = _json_in(answer, as_object, _A_RUN)
+    try:
+        return _run_from(data, run_named_by(answer.headers) or ref)
+    except ValidationError as exc:
+        raise _unusable(answer, _A_RUN, first_problem(exc)) from exc
+
+
+def runs_in(answer: Answer) -> list[Run]:
+    """Reads a page of runs."""
+    data = _json_in(answer, as_list, _RUNS)
+    try:
+        return [Run.model_validate(item) for item in data]
+    except ValidationError as exc:
+        raise _unusable(answer, _RUNS, first_problem(exc)) from exc
+
+
+_A_RUN = "a JSON object that describes a run"
+_RUNS = "a JSON array of runs"
+_OUTPUT = "a JSON object with run, values and messages"
+
+
+def _json_in(answer: Answer, shape: Callable[[object], J | None], expected: str) -> J:
+    try:
+        data = parse_json(answer.body)
+    except ValueError as exc:
+        raise _unusable(answer, expected, str(exc)) from exc
+    found = shape(data)
+    if found is None:
+        raise _unusable(answer, expected, f"got {type(data).__name__}")
+    return found
+
+
+def _unusable(answer: Answer, expected: str, problem: str) -> ProtocolError:
+    content_type = answer.headers.get("content-type", "no content type")
+    return ProtocolError(
+        f"expected {expected} from {answer.asked}, got {content_type}: {problem}; "
+        f"is base_url the root of the API? body: {shown(answer.body)}",
+        raw=answer.body,
+    )
+
+
+def _response_from(
+    answer: Answer, data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
+) -> RunWaitResponse[T]:
+    run = _run_from(data.get("run"), ref)
+    state, interrupts = take_interrupts(data.get("values"))
+    pending = [*interrupts, *interrupts_in(data.get("interrupts") or [])]
+    known: dict[str, Any] = {
+        **data,
+        "run": run,
+        "values": _typed(answer, state, run, adapter, asks=bool(pending)),
+        "messages": data.get("messages") or [],
+        "interrupts": pending,
+    }
+    return RunWaitResponse(**known)
+
+
+def _run_from(data: object, ref: RunRef | None) -> Run:
+    run = Run.model_validate(data or {})
+    if ref is None:
+        return run
+    known = {"run_id": run.run_id or ref.run_id, "thread_id": run.thread_id or ref.thread_id}
+    return run.model_copy(update=known)
+
+
+def _typed(
+    answer: Answer, state: Any, run: Run, adapter: TypeAdapter[T] | None, *, asks: bool
+) -> Any:
+    if state is None or (adapter is not None and asks and not state):
+        return None
+    if adapter is None:
+        return _PLAIN.validate_python(state)
+    try:
+        return adapter.validate_python(state)
+    except ValidationError as exc:
+        # A failed run is told as such, whether or not it got as far as the values asked for.
+        if run.status in FAILED:
+            return None
+        raise ProtocolError(
+            f"the values from {answer.asked} do not fit values_type: {first_problem(exc)}; "
+            f"body: {shown(answer.body)}",
+            raw=answer.body,
+        ) from exc
+
+
+_PLAIN: TypeAdapter[dict[str, Any]] = TypeAdapter(dict[str, Any])
