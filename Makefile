@@ -2,11 +2,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help demo test e2e clean
+.PHONY: help demo test fuzz e2e clean
 
 help:
 	@echo "make demo   stream a run, answer its question, see it finish (ARGS=\"--base-url URL\" for a server of yours)"
 	@echo "make test   lint, type checks, tests with coverage"
+	@echo "make fuzz   the properties among the tests, a hundred times as long"
 	@echo "make e2e    the same calls against a real langgraph dev"
 
 .venv/pyvenv.cfg:
@@ -32,6 +33,9 @@ test: .venv/installed-dev
 	$(BIN)/pyright
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pyright --verifytypes agentproto --ignoreexternal
 	$(BIN)/python -m pytest --cov --cov-branch --cov-report=term-missing
+
+fuzz: .venv/installed-dev
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=long --durations=0 --durations-min=1
 
 e2e: .venv/installed-dev
 	$(BIN)/python -m pytest tests/e2e

@@ -17,9 +17,9 @@ import httpx
 import pytest
 import trustme
 
-from agentproto import AsyncRunsClient, RetryPolicy, RunsClient
+from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, Timeout
 from agentproto._blocking import drive
-from agentproto._io import BlockingIO
+from agentproto._io import BlockingIO, WireRequest
 
 from .both import Async, Flavour
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
@@ -109,6 +109,14 @@ def test_connection_that_is_made_while_the_client_closes_is_shut_down() -> None:
         assert theirs.recv(1) == b""
 
 
+async def test_wait_that_begins_after_the_client_was_closed_ends_at_once() -> None:
+    """DESIGN: a call that is between two waits when its client is closed ends at the next one."""
+    client = AsyncRunsClient("http://127.0.0.1:9")
+    await client.aclose()
+    with pytest.raises(RuntimeError, match="client was closed"):
+        await client._session.io.sleep(BOUND, REQUEST)
+
+
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("waits_for", WAITS_FOR)
 @pytest.mark.parametrize("own", [False, True], ids=["ours", "the caller's"])
@@ -161,6 +169,16 @@ async def test_cancellation_while_closing_still_closes() -> None:
             assert await asyncio.to_thread(server.all_closed.wait, SOON)
             assert stream.ended == "closed"
 
+
+REQUEST = WireRequest(
+    method="GET",
+    url="http://127.0.0.1:9/runs/r1",
+    headers={},
+    content=None,
+    asked="GET /runs/r1",
+    timeout=Timeout(),
+    deadline=None,
+)
 
 LEFT_BY = {
     "wait": "client.create_and_wait_run()",

@@ -138,7 +138,7 @@ async def test_raw_blocks_are_joined_and_not_doubled(flavour: Flavour) -> None:
     assert [sse.id for sse in blocks] == IDS
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     cuts=st.lists(st.integers(0, len(b"".join(RUN)) - 1), max_size=6),
     overlap=st.integers(0, 12),
