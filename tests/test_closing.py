@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -17,9 +17,10 @@ import httpx
 import pytest
 import trustme
 
-from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, Timeout
+from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout
 from agentproto._blocking import drive
 from agentproto._io import BlockingIO, WireRequest
+from agentproto.testing import RunsServer, Values
 
 from .both import Async, Flavour
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
@@ -89,7 +90,7 @@ async def test_child_of_a_fork_leaves_the_streams_of_its_parent(
 
 
 async def _close_pool(client: Any) -> None:
-    pool = client._session.io._client
+    pool = client._session.io._get_client()
     if isinstance(pool, httpx.AsyncClient):
         await pool.aclose()
     else:
@@ -271,3 +272,34 @@ async def test_streams_over_tls_are_joined_and_closed(flavour: Flavour) -> None:
             await asyncio.wait_for(reading, BOUND)
         assert await asyncio.to_thread(server.all_closed.wait, SOON)
     await (own.aclose() if isinstance(own, httpx.AsyncClient) else asyncio.to_thread(own.close))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dead loops
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_client_serves_one_event_loop_after_another() -> None:
+    """A connection kept from a loop that is gone would lose the answer of a run it has created."""
+    with RunsServer({"echo": echo}) as server:
+        client = AsyncRunsClient(server.url)
+
+        async def use() -> None:
+            assert (await client.create_and_wait_run(agent_id="echo")).values == {"n": 1}
+            async with client.create_and_stream_run(agent_id="echo") as stream:
+                assert (await stream.final()).values == {"n": 1}
+
+        for _ in range(4):
+            asyncio.run(use())
+        gc.collect()
+        with RunsClient(server.url) as counting:
+            assert len(list(counting.iter_runs())) == 8
+
+        async def leave_one_open_and_close_elsewhere() -> RunStream[dict[str, Any]]:
+            return await client.create_and_stream_run(agent_id="echo").__aenter__()
+
+        stream = asyncio.run(leave_one_open_and_close_elsewhere())
+        asyncio.run(client.aclose())
+        assert stream.run is not None
+        stream.core.exchange = None  # its loop is gone: nobody can end it in order
+
+
+async def echo(_: object) -> AsyncIterator[Values]:
+    yield Values({"n": 1})

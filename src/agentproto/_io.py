@@ -34,6 +34,7 @@ from weakref import WeakSet
 
 import anyio
 import httpx
+from anyio.lowlevel import RunVar
 
 from ._coding import Inflater, inflater_for
 from ._errors import ProtocolError, RequestTimeoutError, TransportError
@@ -158,7 +159,7 @@ def _members(of: WeakSet[T]) -> list[T]:
             return list(of)
 
 
-class _ClientIO(Generic[C]):
+class _ClientIO(ABC, Generic[C]):
     """What both ports share: a client of our own, or the caller's."""
 
     is_closed: bool
@@ -167,10 +168,14 @@ class _ClientIO(Generic[C]):
         self._make: Callable[[], C] = make
         self._auth = auth
         self._is_ours = is_ours
-        self._client: C | None = None
         self._pid = os.getpid()
         self.is_closed = False
         self.exchanges: WeakSet[Exchange] = WeakSet()
+
+    @abstractmethod
+    def _get_client(self) -> C | None: ...
+    @abstractmethod
+    def _set_client(self, client: C | None) -> None: ...
 
     def error(self, exc: Exception, request: WireRequest) -> Exception:
         """What is raised for a failure of httpx."""
@@ -197,9 +202,11 @@ class _ClientIO(Generic[C]):
             raise RuntimeError("this client is closed; make a new one")
         if self._pid != os.getpid():
             self._meet_fork()
-        if self._client is None:
-            self._client = self._make()
-        return self._client
+        client = self._get_client()
+        if client is None:
+            client = self._make()
+            self._set_client(client)
+        return client
 
     def _meet_fork(self) -> None:
         # Two processes on one inherited connection read each other's answers.
@@ -208,8 +215,9 @@ class _ClientIO(Generic[C]):
                 "this client was made before a fork with http_client=; "
                 "make a new client in the child process"
             )
-        _abandoned.append((self._client, *self.exchanges))
-        self._client, self._pid = None, os.getpid()
+        _abandoned.append((self._get_client(), *self.exchanges))
+        self._set_client(None)
+        self._pid = os.getpid()
         self.exchanges = WeakSet()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
@@ -233,9 +241,16 @@ class _ClientIO(Generic[C]):
 
 
 class _AsyncExchange(Exchange):
-    def __init__(self, owner: AsyncIO, request: WireRequest, response: httpx.Response) -> None:
+    def __init__(
+        self,
+        owner: AsyncIO,
+        client: httpx.AsyncClient,
+        request: WireRequest,
+        response: httpx.Response,
+    ) -> None:
         super().__init__(owner, request, response)
         self._io = owner
+        self.client = client
         self._body: AsyncIterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
@@ -298,8 +313,16 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
     def __init__(
         self, make: Callable[[], httpx.AsyncClient], auth: AuthTypes | None, *, is_ours: bool
     ) -> None:
+        self._by_loop: RunVar[httpx.AsyncClient | None] = RunVar("agentproto")
         super().__init__(make, auth, is_ours=is_ours)
         self._waits: set[anyio.CancelScope] = set()
+
+    # A connection lives and dies with its event loop: each loop has a pool of its own.
+    def _get_client(self) -> httpx.AsyncClient | None:
+        return self._by_loop.get(None)
+
+    def _set_client(self, client: httpx.AsyncClient | None) -> None:
+        self._by_loop.set(client)
 
     @contextmanager
     def within(self, request: WireRequest, *, until_headers: bool = False) -> Generator[None]:
@@ -327,7 +350,7 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
                 response = await client.send(self._build(client, request), **self._send_options())
         except _TRANSPORT_ERRORS as exc:
             raise self.error(exc, request) from _tellable(exc)
-        return _AsyncExchange(self, request, response)
+        return _AsyncExchange(self, client, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         with self.within(request):
@@ -339,10 +362,14 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
             return
         for scope in self._waits:
             scope.cancel()
+        client = self._get_client()
         for exchange in _members(self.exchanges):
-            await exchange.release()
-        if self._is_ours and self._client is not None:
-            await self._client.aclose()
+            if cast("_AsyncExchange", exchange).client is client:
+                await exchange.release()
+            else:
+                exchange.wake()
+        if self._is_ours and client is not None:
+            await client.aclose()
 
 
 class BlockingIO(_ClientIO[httpx.Client]):
@@ -352,8 +379,15 @@ class BlockingIO(_ClientIO[httpx.Client]):
         self, make: Callable[[], httpx.Client], auth: AuthTypes | None, *, is_ours: bool
     ) -> None:
         super().__init__(make, auth, is_ours=is_ours)
+        self._client: httpx.Client | None = None
         self._connections: WeakSet[Any] = WeakSet()
         self._closing = threading.Event()
+
+    def _get_client(self) -> httpx.Client | None:
+        return self._client
+
+    def _set_client(self, client: httpx.Client | None) -> None:
+        self._client = client
 
     def _meet_fork(self) -> None:
         super()._meet_fork()
