@@ -35,7 +35,7 @@ urls = st.lists(st.sampled_from(PARTS), max_size=9).map("".join)
 headers = st.dictionaries(st.sampled_from(["content-location", "location"]), urls)
 OPERATIONS: dict[str, Operation[Any]] = {
     "get": agent_protocol.get_run(RunRef("r1")),
-    "search": agent_protocol.search_runs(RunSearchRequest(), None),
+    "search": agent_protocol.search_runs(RunSearchRequest(), {}),
     "wait": agent_protocol.wait_run(RunRef("r1"), None),
     "wait, typed": agent_protocol.wait_run(RunRef("r1"), dict[str, int]),
 }

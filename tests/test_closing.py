@@ -9,7 +9,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from typing import Any
 
@@ -20,7 +20,7 @@ import trustme
 from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout
 from agentproto._blocking import drive
 from agentproto._io import BlockingIO, WireRequest
-from agentproto.testing import RunsServer, Values
+from agentproto.testing import AgentRun, RunsServer, Values
 
 from .both import Async, Flavour
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
@@ -301,5 +301,5 @@ def test_client_serves_one_event_loop_after_another() -> None:
         stream.core.exchange = None  # its loop is gone: nobody can end it in order
 
 
-async def echo(_: object) -> AsyncIterator[Values]:
+async def echo(_: AgentRun) -> AsyncGenerator[Values]:
     yield Values({"n": 1})

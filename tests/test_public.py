@@ -62,7 +62,7 @@ ROOMS = [
     ["_stream"],
     ["_session"],
     ["_io", "_resume", "_retry"],
-    ["_dialects.agent_protocol"],
+    ["_dialects.agent_protocol", "_dialects.langgraph"],
     ["_dialects.bodies"],
     ["_dialects"],
     ["_events"],

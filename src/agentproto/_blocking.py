@@ -17,6 +17,7 @@ from ._client import (
     AsyncRunsClient,
     CreateArguments,
     CreateStreamArguments,
+    DialectName,
     JoinOptions,
     RequestOptions,
     RunCalls,
@@ -43,6 +44,7 @@ from ._models import (
 from ._retry import RetryPolicy
 from ._session import Session
 from ._settings import MAX_BYTES, Timeout, checked_headers, split_base_url
+from ._stream import RAW
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -106,7 +108,7 @@ class BlockingRunStream(StreamState[T]):
 
     @_documented_as(RunStream[Any].aiter_sse)
     def iter_sse(self) -> Iterator[ServerSentEvent]:
-        self.core.claim("iter_sse()")
+        self.core.claim(RAW)
         return self._blocks()
 
     def _blocks(self) -> Iterator[ServerSentEvent]:
@@ -150,6 +152,8 @@ class RunsClient:
         base_url: root of the API, with a path where it has one. Credentials in it become `auth`.
         headers: sent with every request.
         auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
+        dialect: how the server speaks: `agent-protocol`, or `langgraph` for langgraph dev,
+            LangGraph Platform, LangGraph.js, aegra and others.
         timeout: limits in seconds; a number is the limit of silence, None is no limit.
         retry: how often and how fast a call is repeated where that is safe; None repeats nothing.
         rejoin: whether a cut stream goes on where nothing can be lost or doubled.
@@ -171,6 +175,7 @@ class RunsClient:
         *,
         headers: Mapping[str, str] | None = None,
         auth: AuthTypes | None = None,
+        dialect: DialectName = "agent-protocol",
         timeout: Timeout | float | None = Timeout(),
         retry: RetryPolicy | None = RetryPolicy(),
         rejoin: bool = True,
@@ -192,7 +197,7 @@ class RunsClient:
             max_response_bytes=max_response_bytes,
         )
         self._session = Session(io, url)
-        self._calls = RunCalls(self._session, settings)
+        self._calls = RunCalls(self._session, settings, dialect)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._session.base_url}>"

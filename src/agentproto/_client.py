@@ -7,13 +7,24 @@ import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypedDict, TypeVar, Unpack, cast, overload
+from typing import (
+    Any,
+    Generic,
+    Literal,
+    Self,
+    TypeAlias,
+    TypedDict,
+    TypeVar,
+    Unpack,
+    cast,
+    overload,
+)
 
 import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
-from ._dialects import agent_protocol as dialect
+from ._dialects import Dialect, agent_protocol, langgraph
 from ._events import first_problem
 from ._io import AuthTypes, async_io, checked_auth, headers_of
 from ._models import (
@@ -30,6 +41,8 @@ from ._models import (
     RunUpdate,
     RunUpdateFields,
     RunWaitResponse,
+    check_answers,
+    ids_answered,
     run_ref,
 )
 from ._retry import NO_RETRIES, RetryPolicy
@@ -42,12 +55,16 @@ from ._settings import (
     split_base_url,
     timeout_from,
 )
+from ._shapes import as_object
 from ._sse import ServerSentEvent as Block
-from ._stream import Ended, EventStream
+from ._stream import RAW, Ended, EventStream
 from ._version import __version__
 
 T = TypeVar("T")
 M = TypeVar("M", RunCreate, RunUpdate, RunSearchRequest)
+
+DialectName: TypeAlias = Literal["agent-protocol", "langgraph"]
+"""How a server speaks: by the schema, or as LangGraph servers do."""
 
 PAGE_SIZE = 100
 """Runs that `iter_runs` asks for at a time."""
@@ -215,7 +232,7 @@ class RunStream(StreamState[T]):
         Raises:
             AgentProtoError: the stream could not be opened, or was cut.
         """
-        self.core.claim("aiter_sse()")
+        self.core.claim(RAW)
         return self._blocks()
 
     async def _blocks(self) -> AsyncIterator[ServerSentEvent]:
@@ -273,9 +290,10 @@ def warn_not_closed(stream: object) -> None:
 class RunCalls:
     """The calls of the Runs API over any port."""
 
-    def __init__(self, session: Session, settings: CallSettings) -> None:
+    def __init__(self, session: Session, settings: CallSettings, dialect: str) -> None:
         self._session = session
         self._settings = settings
+        self._dialect = _dialect_named(dialect)
 
     @overload
     async def create_and_wait_run(
@@ -328,7 +346,7 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         body = _one_of(RunCreate, run_create, fields)
-        operation = dialect.create_and_wait_run(body, extra, values_type)
+        operation = self._dialect.create_and_wait_run(body, extra, values_type)
         return await self._session.wait(operation, settings)
 
     @overload
@@ -379,7 +397,7 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         body = _one_of(RunCreate, run_create, fields)
-        operation = dialect.create_and_stream_run(body, extra, values_type)
+        operation = self._dialect.create_and_stream_run(body, extra, values_type)
         return RunStream(EventStream(self._session, operation, settings))
 
     @overload
@@ -424,7 +442,8 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         ref, body = run_ref(run), _one_of(RunUpdate, run_update, fields)
-        operation = dialect.update_and_wait_run(ref, body, extra, values_type)
+        _check_answers(run, body)
+        operation = self._dialect.update_and_wait_run(ref, body, extra, values_type)
         return await self._session.wait(operation, settings)
 
     @overload
@@ -464,7 +483,8 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         ref, body = run_ref(run), _one_of(RunUpdate, run_update, fields)
-        operation = dialect.update_and_stream_run(ref, body, extra, values_type)
+        _check_answers(run, body)
+        operation = self._dialect.update_and_stream_run(ref, body, extra, values_type)
         return RunStream(EventStream(self._session, operation, settings))
 
     async def create_run(
@@ -483,7 +503,7 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         body = _one_of(RunCreate, run_create, fields)
-        return await self._session.call(dialect.create_run(body, extra), settings)
+        return await self._session.call(self._dialect.create_run(body, extra), settings)
 
     async def get_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> Run:
         """Get a run as it stands.
@@ -495,7 +515,7 @@ class RunCalls:
         Spec: GET /runs/{run_id}
         """
         settings = self._settings_of(options)
-        return await self._session.call(dialect.get_run(run_ref(run)), settings)
+        return await self._session.call(self._dialect.get_run(run_ref(run)), settings)
 
     async def search_runs(
         self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
@@ -513,7 +533,7 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         body = _one_of(RunSearchRequest, request, fields)
-        return await self._session.call(dialect.search_runs(body, extra), settings)
+        return await self._session.call(self._dialect.search_runs(body, extra), settings)
 
     def iter_runs(
         self, request: RunSearchRequest | None = None, /, **arguments: Unpack[SearchArguments]
@@ -531,17 +551,18 @@ class RunCalls:
         """
         fields, extra, settings = self._split(arguments)
         body = _one_of(RunSearchRequest, request, fields)
+        self._dialect.search_runs(body, extra)  # what is wrong is told before the first page
         return self._pages(body, extra, settings)
 
     async def _pages(
-        self, body: RunSearchRequest, extra: Mapping[str, Any] | None, settings: CallSettings
+        self, body: RunSearchRequest, extra: Mapping[str, Any], settings: CallSettings
     ) -> AsyncIterator[Run]:
         size, offset = body.limit or PAGE_SIZE, body.offset or 0
         seen: set[str | None] = set()
         page: list[Run] | None = None
         while page is None or len(page) == size:
             asked = body.model_copy(update={"limit": size, "offset": offset})
-            page = await self._session.call(dialect.search_runs(asked, extra), settings)
+            page = await self._session.call(self._dialect.search_runs(asked, extra), settings)
             for run in page:
                 if run.run_id is None or run.run_id not in seen:
                     seen.add(run.run_id)
@@ -576,7 +597,7 @@ class RunCalls:
         Spec: GET /runs/{run_id}/wait
         """
         settings = self._settings_of(options)
-        operation = dialect.wait_run(run_ref(run), values_type)
+        operation = self._dialect.wait_run(run_ref(run), values_type)
         return await self._session.wait(operation, settings)
 
     @overload
@@ -620,7 +641,9 @@ class RunCalls:
         Spec: GET /runs/{run_id}/stream
         """
         settings = self._settings_of(options)
-        operation = dialect.stream_run(run_ref(run), last_event_id, values_type)
+        operation = self._dialect.stream_run(
+            run_ref(run), last_event_id, values_type, are_events_kept=options.get("rejoin", False)
+        )
         return RunStream(EventStream(self._session, operation, settings))
 
     async def cancel_run(
@@ -645,7 +668,7 @@ class RunCalls:
         settings = self._settings_of(options)
         if action not in ("interrupt", "rollback"):
             raise ValueError(f"action: expected 'interrupt' or 'rollback', got {action!r}")
-        operation = dialect.cancel_run(run_ref(run), wait=bool(wait), action=action)
+        operation = self._dialect.cancel_run(run_ref(run), wait=bool(wait), action=action)
         return await self._session.call(operation, settings)
 
     async def delete_run(self, run: RunLike, **options: Unpack[RequestOptions]) -> None:
@@ -658,26 +681,29 @@ class RunCalls:
         Spec: DELETE /runs/{run_id}
         """
         settings = self._settings_of(options)
-        return await self._session.call(dialect.delete_run(run_ref(run)), settings)
+        return await self._session.call(self._dialect.delete_run(run_ref(run)), settings)
 
     def _settings_of(self, options: Mapping[str, Any]) -> CallSettings:
-        fields, extra_body, settings = self._split(options)
-        if fields or extra_body is not None:
+        fields, _, settings = self._split(options)
+        if fields or "extra_body" in options:
             name = min(fields) if fields else "extra_body"
-            raise TypeError(f"unexpected argument {name!r}; this call takes timeout= and headers=")
+            raise TypeError(
+                f"unexpected argument {name!r}; beside what its help says this call takes "
+                f"{', '.join(f'{option}=' for option in sorted(RequestOptions.__optional_keys__))}"
+            )
         return settings
 
     def _split(
         self, arguments: Mapping[str, Any]
-    ) -> tuple[dict[str, Any], Mapping[str, Any] | None, CallSettings]:
+    ) -> tuple[dict[str, Any], Mapping[str, Any], CallSettings]:
         fields = dict(arguments)
         options = {name: fields.pop(name) for name in _OPTIONS & fields.keys()}
         return fields, _mapping(options.get("extra_body")), _with_options(self._settings, options)
 
 
-def _mapping(extra_body: object) -> Mapping[str, Any] | None:
+def _mapping(extra_body: object) -> Mapping[str, Any]:
     if extra_body is None or isinstance(extra_body, Mapping):
-        return cast("Mapping[str, Any] | None", extra_body)
+        return cast("Mapping[str, Any]", extra_body or {})
     raise TypeError(f"extra_body: expected a mapping, got {type(extra_body).__name__}")
 
 
@@ -694,6 +720,25 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
         settings = replace(settings, retry=policy_from(options["retry"]))
     plain = {name: options[name] for name in ("rejoin", "raise_on_failure") if name in options}
     return replace(settings, **plain)
+
+
+DIALECTS: dict[str, Dialect] = {"agent-protocol": agent_protocol, "langgraph": langgraph}
+
+
+def _dialect_named(name: str) -> Dialect:
+    if name not in DIALECTS:
+        raise ValueError(f"dialect: expected {' or '.join(map(repr, DIALECTS))}, got {name!r}")
+    return DIALECTS[name]
+
+
+def _check_answers(run: RunLike, update: RunUpdate) -> None:
+    """Refuse answers to what the run, as far as it is known here, does not ask."""
+    pending = run.interrupts if isinstance(run, RunWaitResponse | StreamState) else []
+    if update.command is None or not pending:
+        return
+    names = frozenset(as_object(update.command.resume) or ())
+    is_by_id = not names.isdisjoint(interrupt.id for interrupt in pending)
+    check_answers(names if is_by_id else ids_answered(update.command.resume), pending)
 
 
 def _one_of(model: type[M], given: M | None, fields: Mapping[str, Any]) -> M:
@@ -724,8 +769,13 @@ def _check_names(model: type[BaseModel], fields: Mapping[str, Any]) -> None:
     for name in fields.keys() - known:
         if model is RunUpdate and name in Command.model_fields:
             raise TypeError(f"{name!r} is part of the command: command=Command({name}=...)")
-        close = difflib.get_close_matches(name, {*known, *_OPTIONS, "values_type"}, 1)
-        meant = f"did you mean {close[0]!r}?" if close else "extra_body= takes what a server adds"
+        close = difflib.get_close_matches(name, {*known, *_OPTIONS, "values_type"} - {name}, 1)
+        if name in ("run_create", "run_update", "run"):
+            meant = "give it as it is, without its name"
+        elif close:
+            meant = f"did you mean {close[0]!r}?"
+        else:
+            meant = "extra_body= takes what a server adds"
         raise TypeError(f"{model.__name__} has no field {name!r}; {meant}")
 
 
@@ -769,6 +819,8 @@ class AsyncRunsClient(RunCalls):
         base_url: root of the API, with a path where it has one. Credentials in it become `auth`.
         headers: sent with every request.
         auth: what httpx takes: a pair of user and password, an `httpx.Auth`, or a callable.
+        dialect: how the server speaks: `agent-protocol`, or `langgraph` for langgraph dev,
+            LangGraph Platform, LangGraph.js, aegra and others.
         timeout: limits in seconds; a number is the limit of silence, None is no limit.
         retry: how often and how fast a call is repeated where that is safe; None repeats nothing.
         rejoin: whether a cut stream goes on where nothing can be lost or doubled.
@@ -792,6 +844,7 @@ class AsyncRunsClient(RunCalls):
         *,
         headers: Mapping[str, str] | None = None,
         auth: AuthTypes | None = None,
+        dialect: DialectName = "agent-protocol",
         timeout: Timeout | float | None = Timeout(),
         retry: RetryPolicy | None = RetryPolicy(),
         rejoin: bool = True,
@@ -812,7 +865,7 @@ class AsyncRunsClient(RunCalls):
             max_event_bytes=max_event_bytes,
             max_response_bytes=max_response_bytes,
         )
-        super().__init__(Session(io, url), settings)
+        super().__init__(Session(io, url), settings, dialect)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._session.base_url}>"

@@ -47,10 +47,10 @@ def values_adapter(values_type: type[T]) -> TypeAdapter[T]:
     """
     try:
         return _cached_adapter(cast("Hashable", values_type))
-    except PydanticUserError as exc:
+    except (PydanticUserError, TypeError, AttributeError) as exc:
         raise TypeError(
             f"values_type: expected a pydantic model, dataclass or TypedDict, "
-            f"got {values_type!r}: {exc.message}"
+            f"got {values_type!r}: {exc}"
         ) from exc
 
 
@@ -277,6 +277,7 @@ class Transcript(Generic[T]):
 
     def __init__(self) -> None:
         self.has_values = False
+        self.shows_state = False
         self.values: T | None = None
         self.interrupts: list[Interrupt] = []
         self.status: RunStatus | str | None = None
@@ -286,8 +287,10 @@ class Transcript(Generic[T]):
         """Take an event in; returns the text that it adds to what the assistant said."""
         match event:
             case ValuesEvent(namespace=()):
+                self.shows_state = True
                 self._add_values(event)
             case ValuesEvent() | UpdatesEvent():
+                self.shows_state = self.shows_state or not event.namespace
                 merge_interrupts(self.interrupts, event.interrupts)
             case MessagesEvent():
                 return "".join(self._said(message, event.kind) for message in event.messages)

@@ -18,6 +18,7 @@ from typing import (
     ClassVar,
     Generic,
     Literal,
+    Protocol,
     TypeAlias,
     TypedDict,
     TypeVar,
@@ -352,7 +353,16 @@ class RunRef:
     thread_id: str | None = None
 
 
-RunLike: TypeAlias = str | UUID | RunRef | Run | RunWaitResponse[Any]
+class KnowsRun(Protocol):
+    """What knows its run once it has begun, such as a stream."""
+
+    @property
+    def run(self) -> RunRef | None: ...
+    @property
+    def interrupts(self) -> list[Interrupt]: ...
+
+
+RunLike: TypeAlias = str | UUID | RunRef | Run | RunWaitResponse[Any] | KnowsRun
 
 
 @dataclass(frozen=True, slots=True)
@@ -501,15 +511,17 @@ def run_ref(run: RunLike) -> RunRef:
             ref = RunRef(run_id, thread_id)
         case Run() | RunWaitResponse():
             raise ValueError("run: the server did not say which run this is; give the run's id")
-        case None:
+        case object(run=RunRef() as known):
+            ref = known
+        case None | object(run=None):
             raise TypeError(
                 "run: expected a run id or a RunRef, got None; "
-                "stream.run is None until the stream has started"
+                "which run a stream is of is not known until it has started"
             )
         case _:
             raise TypeError(
                 "run: expected a run id, RunRef, Run or RunWaitResponse, "
-                f"got {type(given).__name__}; what a stream knows of its run is stream.run"
+                f"got {type(given).__name__}"
             )
     check_id("run_id", ref.run_id)
     return ref
@@ -527,13 +539,41 @@ def check_id(name: str, value: str) -> None:
         raise ValueError(f"{name}: expected an id such as a UUID, got {shown!r}")
 
 
+_INTERRUPT_ID = re.compile(r"[0-9a-f]{32}")
+
+
+def ids_answered(resume: object) -> frozenset[str]:
+    """The ids of the interrupts that a resume answers one by one; none where it is one value."""
+    answers = as_object(resume) or {}
+    is_by_id = all(_INTERRUPT_ID.fullmatch(str(name)) for name in answers)
+    return frozenset(answers) if is_by_id else frozenset()
+
+
+def check_answers(answered: frozenset[str], pending: Sequence[Interrupt]) -> None:
+    """Refuse answers to what is not asked: a server would take them for nothing, and ask again.
+
+    Raises:
+        ValueError: for an id that is not pending.
+    """
+    asked = [interrupt.id for interrupt in pending]
+    unknown = sorted(answered.difference(asked))
+    if unknown:
+        told = f"it asks {', '.join(map(str, asked))}" if asked else "it asks nothing"
+        raise ValueError(f"command.resume: the run does not ask {unknown[0]!r}; {told}")
+
+
 def event_id_bytes(event_id: str) -> bytes:
     """An event id as the value of the header Last-Event-ID, in UTF-8.
 
     Raises:
+        TypeError: for anything but text.
         ValueError: for what no header can hold as it is.
     """
-    if not event_id or event_id != event_id.strip(" \t") or _NOT_IN_HEADERS.search(event_id):
+    if not isinstance(cast("object", event_id), str):
+        raise TypeError(f"last_event_id: expected str or None, got {type(event_id).__name__}")
+    if not event_id:
+        raise ValueError("last_event_id: expected the id of an event, or None, got ''")
+    if event_id != event_id.strip(" \t") or _NOT_IN_HEADERS.search(event_id):
         raise ValueError(f"last_event_id: no header can hold {event_id[:60]!r}")
     return event_id.encode()
 

@@ -48,12 +48,16 @@ class RunCursor:
         """
         return [event for event in events if not self._is_repeat(event)]
 
-    def why_not_joinable(self) -> str | None:
-        """Why a join could lose or double events; None if it cannot."""
-        if self.last_event_id is None:
-            return "the server gave its events no ids"
+    def why_not_joinable(self, *, can_replay: bool) -> str | None:
+        """Why a join could lose or double events; None if it cannot.
+
+        `can_replay` is whether the server sends all events again where it is asked to: enough, as
+        long as none without an id was handed over.
+        """
         if self._ends_without_id:
             return "the last event had no id"
+        if self.last_event_id is None and not can_replay:
+            return "the server gave its events no ids"
         return None
 
     def joined(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 from ._errors import (
     AgentProtoError,
@@ -39,10 +40,14 @@ class RetryPolicy:
     repeat_unsafe: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.attempts, bool) or not isinstance(cast("object", self.attempts), int):
+            raise TypeError(f"retry.attempts: expected an int, got {type(self.attempts).__name__}")
         if self.attempts < 1:
             raise ValueError(f"retry.attempts: expected 1 or more, got {self.attempts}")
         for name in ("first_delay", "max_delay", "retry_after_cap"):
             seconds = getattr(self, name)
+            if isinstance(seconds, bool) or not isinstance(seconds, int | float):
+                raise TypeError(f"retry.{name}: expected seconds, got {type(seconds).__name__}")
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(f"retry.{name}: expected seconds, 0 or more, got {seconds}")
 

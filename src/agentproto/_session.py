@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from typing import TypeVar, cast
-from urllib.parse import urlencode
+from typing import Any, TypeVar, cast
+from urllib.parse import urlencode, urlsplit
 
 from ._coding import ACCEPTED
-from ._dialects import Answer, Operation, Request
+from ._dialects import Answer, FollowUp, Operation, Request, StreamOperation
 from ._errors import (
     AgentProtoError,
     ProtocolError,
@@ -23,12 +23,14 @@ from ._errors import (
     reason,
     run_failed,
 )
+from ._events import merge_interrupts
 from ._io import IO, Exchange, WireRequest
-from ._models import FAILED, RunRef, RunWaitResponse
+from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse
 from ._retry import RetryPolicy, seconds_until_retry
 from ._settings import Timeout
 
 T = TypeVar("T")
+R = TypeVar("R", Operation[Any], StreamOperation[Any])
 JSON = "application/json"
 EVENT_STREAM = "text/event-stream"
 NOT_OFFERED = frozenset({404, 405, 501})
@@ -54,6 +56,20 @@ class CallSettings:
     max_response_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a run ended, as far as that was told."""
+
+    status: RunStatus | str | None
+    interrupts: list[Interrupt]
+    is_cancelled: bool = False
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether this is no result."""
+        return self.is_cancelled or self.status in FAILED
+
+
 class Session:
     """Sends operations to one base URL through one port."""
 
@@ -65,12 +81,34 @@ class Session:
         self, operation: Operation[T], settings: CallSettings, deadline: float | None = None
     ) -> T:
         """Ask, and decode the answer; again, where that is safe."""
-        wire = self.wire(operation, settings, JSON, deadline)
+        deadline = deadline or self.io.deadline(settings.timeout)
+        whole = await self.whole(operation, settings, deadline)
+        wire = self.wire(whole, settings, JSON, deadline)
 
         async def once() -> T:
-            return await self._call_once(operation, wire, settings.max_response_bytes)
+            return await self._call_once(whole, wire, settings.max_response_bytes)
 
-        return await self.repeat(once, operation, settings, wire)
+        return await self.repeat(once, whole, settings, wire)
+
+    async def whole(self, operation: R, settings: CallSettings, deadline: float | None) -> R:
+        """The operation, once what it needs to know has been asked."""
+        while operation.needs is not None:
+            told = await self.call(operation.needs.ask, settings, deadline)
+            operation = operation.needs.then(told)
+        return operation
+
+    async def optional(
+        self, operation: Operation[T] | None, settings: CallSettings, deadline: float | None
+    ) -> T | None:
+        """The answer; None where the server cannot be asked."""
+        if operation is None:
+            return None
+        try:
+            return await self.call(operation, settings, deadline)
+        except StatusError as error:
+            if error.status_code in NOT_OFFERED:
+                return None
+            raise
 
     async def wait(
         self,
@@ -80,13 +118,15 @@ class Session:
     ) -> RunWaitResponse[T]:
         """Ask for the output of a run; a failed run never passes for a result.
 
-        A call that was cut after its headers is finished by asking again for the same run, where
-        that goes on without its caller.
+        What the answer does not tell is asked for: how the run stands, and what it asks. A call
+        that was cut after its headers is finished by asking again for the same run, where that
+        goes on without its caller.
 
         Raises:
             RunFailedError: if the run failed, unless the settings say otherwise.
         """
         deadline = deadline or self.io.deadline(settings.timeout)
+        operation = await self.whole(operation, settings, deadline)
 
         def decode_unless_failed(answer: Answer) -> RunWaitResponse[T]:
             response = operation.decode(answer)
@@ -96,7 +136,7 @@ class Session:
 
         checked = replace(operation, decode=decode_unless_failed)
         try:
-            return await self.call(checked, settings, deadline)
+            response = await self.call(checked, settings, deadline)
         except TransportError as error:
             finish = await self._finish(operation, error, settings, deadline)
             if finish is None:
@@ -107,6 +147,63 @@ class Session:
                 if refusal.status_code in NOT_OFFERED:
                     raise error from error.__cause__
                 raise
+        return await self._completed(response, operation, settings, deadline)
+
+    async def _completed(
+        self,
+        response: RunWaitResponse[T],
+        operation: Operation[RunWaitResponse[T]],
+        settings: CallSettings,
+        deadline: float | None,
+    ) -> RunWaitResponse[T]:
+        run, follow_up = run_ref_of(response.run), operation.follow_up
+        if run is None or follow_up is None:
+            return response
+        if response.run.status is None and not response.interrupts:
+            told = await self.optional(follow_up.status(run), settings, deadline)
+            response = response.model_copy(update={"run": told or response.run})
+        outcome = await self.outcome(
+            follow_up,
+            run,
+            Outcome(response.run.status, response.interrupts),
+            settings,
+            deadline,
+            is_all_shown=operation.shows_interrupts,
+        )
+        known = response.run.model_copy(update={"status": outcome.status})
+        response = response.model_copy(update={"run": known, "interrupts": outcome.interrupts})
+        if outcome.has_failed and settings.raise_on_failure:
+            raise _run_failed(response)
+        return response
+
+    async def outcome(
+        self,
+        follow_up: FollowUp[Any],
+        run: RunRef,
+        told: Outcome,
+        settings: CallSettings,
+        deadline: float | None,
+        *,
+        is_all_shown: bool,
+    ) -> Outcome:
+        """How a run ended, with what it asks where its answer need not have told that.
+
+        `is_all_shown` is whether a question would have been told.
+        """
+        is_stopped = told.status == RunStatus.INTERRUPTED
+        may_ask = is_stopped or (told.status == RunStatus.SUCCESS and not is_all_shown)
+        ask = follow_up.questions(run) if told.interrupts or may_ask else None
+        if ask is None or told.has_failed:
+            return told
+        pending = await self.optional(ask, settings, deadline) or []
+        interrupts = list(told.interrupts)
+        merge_interrupts(interrupts, pending)
+        order = {interrupt.id: place for place, interrupt in enumerate(pending)}
+        interrupts.sort(key=lambda interrupt: order.get(interrupt.id, len(order)))
+        if interrupts:
+            return Outcome(RunStatus.INTERRUPTED, interrupts)
+        # Stopped, and not by a question: cancelled, or pushed aside by another run.
+        return Outcome(told.status, interrupts, is_cancelled=is_stopped)
 
     async def _finish(
         self,
@@ -118,14 +215,14 @@ class Session:
         follow_up = operation.follow_up
         has_begun = error.status_code is not None and error.run_id is not None
         is_over = is_out_of_time(error) or settings.retry.attempts == 1
-        if follow_up is None or not has_begun or is_over:
+        if follow_up is None or operation.is_idempotent or not has_begun or is_over:
             return None
         run = RunRef(cast("str", error.run_id), error.thread_id)
         continues = operation.continues
         if continues is None:
             with suppress(AgentProtoError):
-                told = await self.call(follow_up.status(run), settings, deadline)
-                continues = told.on_disconnect == "continue"
+                told = await self.optional(follow_up.status(run), settings, deadline)
+                continues = told is not None and told.on_disconnect == "continue"
         return follow_up.result(run) if continues else None
 
     async def repeat(
@@ -176,7 +273,7 @@ class Session:
             if operation.has_body:
                 check_has_body(exchange)
             body = await _read(exchange, most)
-            return operation.decode(Answer(exchange.response.headers, body, operation.asked))
+            return operation.decode(Answer(exchange.response.headers, body, wire.asked))
         except AgentProtoError as error:
             tell(error, exchange, run)
             raise
@@ -196,7 +293,7 @@ class Session:
             url=_url(self.base_url, request),
             headers=_headers(request, settings, accept),
             content=request.content,
-            asked=request.asked,
+            asked=f"{request.method} {urlsplit(self.base_url).path}{request.path}",
             timeout=settings.timeout,
             deadline=deadline or self.io.deadline(settings.timeout),
         )
@@ -244,18 +341,18 @@ async def _read(exchange: Exchange, most: int) -> bytes:
 
 
 async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
-    response = exchange.response
+    response, asked = exchange.response, exchange.request.asked
     error: AgentProtoError
     if response.is_redirect:
         target = response.headers.get("location", "nowhere")[:500]
         error = ProtocolError(
-            f"{request.asked} was answered {response.status_code} with a redirect to {target!r}, "
+            f"{asked} was answered {response.status_code} with a redirect to {target!r}, "
             "which is not followed; if that is the server, make it the base_url"
         )
         await exchange.release()
     else:
         body = await _error_body(exchange)
-        error = error_from_status(response.status_code, response.headers, body, asked=request.asked)
+        error = error_from_status(response.status_code, response.headers, body, asked=asked)
     tell(error, exchange, request.run)
     return error
 
@@ -289,8 +386,13 @@ def tell(error: AgentProtoError, exchange: Exchange, run: RunRef | None) -> None
     error.about(run=run, status_code=response.status_code, headers=response.headers)
 
 
+def run_ref_of(run: Run) -> RunRef | None:
+    """Which run it is, where the server said so."""
+    return None if run.run_id is None else RunRef(run.run_id, run.thread_id)
+
+
 def _run_failed(response: RunWaitResponse[T]) -> RunFailedError:
     run = response.run
-    ref = None if run.run_id is None else RunRef(run.run_id, run.thread_id)
+    ref = run_ref_of(run)
     said = error_from_json((run.model_extra or {}).get("error"))
     return run_failed(ref, run.status or "error", said, response=response)

@@ -71,8 +71,11 @@ def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
     """A base URL that ends in a slash and holds no credentials, and the credentials.
 
     Raises:
+        TypeError: for anything but text.
         ValueError: for anything but an http or https URL of a host and perhaps a path.
     """
+    if not isinstance(cast("object", base_url), str):
+        raise TypeError(f"base_url: expected str, got {type(base_url).__name__}")
     try:
         parts = urlsplit(base_url)
         port = parts.port
@@ -123,6 +126,8 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
         ValueError: for what HTTP does not allow in a header.
     """
     checked: dict[str, str] = {}
+    if headers is not None and not isinstance(cast("object", headers), Mapping):
+        raise TypeError(f"headers: expected a mapping, got {type(headers).__name__}")
     given = cast("dict[object, object]", dict(headers or {}))
     for name, value in given.items():
         if not isinstance(name, str) or not isinstance(value, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 from ._dialects import Request, StreamOperation
@@ -35,12 +36,23 @@ from ._models import (
     is_one_segment,
 )
 from ._resume import RunCursor
-from ._session import EVENT_STREAM, NOT_OFFERED, CallSettings, Session, check_has_body, tell
+from ._session import (
+    EVENT_STREAM,
+    NOT_OFFERED,
+    CallSettings,
+    Outcome,
+    Session,
+    check_has_body,
+    tell,
+)
 from ._sse import ServerSentEvent, SSEDecoder
 
 T = TypeVar("T")
 R = TypeVar("R")
 Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed", "cut"]
+
+RAW = "aiter_sse() or iter_sse()"
+"""The consumer to whom nothing is decoded, and a failed run no failure of the stream."""
 
 _LAST = frozenset({"end", "error"})
 _GOES_ON = frozenset({"pending", "running"})
@@ -72,6 +84,7 @@ class EventStream(Generic[T]):
         self._busy = False
         self._all_arrived = False
         self._had_metadata = False
+        self._is_concluded = False
         self._transcript: Transcript[T] = Transcript()
         self.exchange: Exchange | None = None
         self.run: RunRef | None = operation.run
@@ -109,6 +122,9 @@ class EventStream(Generic[T]):
             sse = self._pending.popleft()
             try:
                 event = self._operation.decode(sse)
+                if self._must_conclude(event):
+                    self._pending.appendleft(sse)
+                    return None
                 is_new = self._account(event)
             except AgentProtoError as error:
                 self._pending.clear()
@@ -211,6 +227,9 @@ class EventStream(Generic[T]):
     async def _open(self) -> Exchange:
         if self.exchange is None:
             self._deadline = self._session.io.deadline(self._settings.timeout)
+            self._operation = await self._session.whole(
+                self._operation, self._settings, self._deadline
+            )
             wire = self._wire(self._operation)
 
             async def once() -> Exchange:
@@ -235,6 +254,8 @@ class EventStream(Generic[T]):
 
     async def _receive(self) -> bool:
         await self._open()
+        if self._pending:  # with an end that does not tell it all
+            await self._conclude(RunStatus.INTERRUPTED, None)
         while not self._pending and not self._all_arrived:
             await self._read_on(cast("Exchange", self.exchange))
         return bool(self._pending)
@@ -281,11 +302,36 @@ class EventStream(Generic[T]):
         await cast("Exchange", self.exchange).release()
         self.ended = "eof" if status is None else "status"
         if status is not None:
-            self._transcript.status = status
+            await self._conclude(status, run)
+
+    def _must_conclude(self, event: RunEvent[T]) -> bool:
+        is_stopped = isinstance(event, EndEvent) and event.status == RunStatus.INTERRUPTED
+        if not is_stopped or self._is_concluded or self.run is None:
+            return False
+        return self._operation.follow_up.questions(self.run) is not None
+
+    async def _conclude(self, status: RunStatus | str, run: Run | None) -> None:
+        """Learn what the events need not have told: what the run asks, or that it was stopped."""
+        self._is_concluded = True
+        seen = self._transcript
+        try:
+            outcome = await self._session.outcome(
+                self._operation.follow_up,
+                cast("RunRef", self.run),
+                Outcome(status, seen.interrupts),
+                self._settings,
+                self._deadline,
+                is_all_shown=self._operation.shows_interrupts and seen.shows_state,
+            )
+        except AgentProtoError as error:
+            raise self._cut(error) from error
+        seen.status, seen.interrupts = outcome.status, outcome.interrupts
+        if outcome.has_failed:
+            self.ended = self.ended or "end"
             self._check_status(status, run)
 
     def _check_status(self, status: RunStatus | str, run: Run | None) -> None:
-        if status in FAILED and self._settings.raise_on_failure:
+        if self._settings.raise_on_failure and self._consumer != RAW:
             said = None if run is None else error_from_json((run.model_extra or {}).get("error"))
             raise run_failed(self.run, status, said)
 
@@ -294,11 +340,7 @@ class EventStream(Generic[T]):
             return None
         ask = self._operation.follow_up.status(self.run)
         try:
-            return await self._session.call(ask, self._settings, self._deadline)
-        except StatusError as error:
-            if error.status_code in NOT_OFFERED:
-                return None
-            raise self._cut(error) from error
+            return await self._session.optional(ask, self._settings, self._deadline)
         except AgentProtoError as error:
             raise self._cut(error) from error
 
@@ -334,26 +376,35 @@ class EventStream(Generic[T]):
 
     async def _check_joinable(self, error: AgentProtoError) -> None:
         problem = "the server did not name the run" if self.run is None else None
-        problem = problem or self._cursor.why_not_joinable()
+        problem = problem or await self._why_perhaps_cancelled()
+        problem = problem or self._operation.why_not_kept
+        problem = problem or self._cursor.why_not_joinable(
+            can_replay=self._operation.replay_from is not None
+        )
         if problem is not None:
             raise self._cut(f"{error}; not joined: {problem}") from error
+
+    async def _why_perhaps_cancelled(self) -> str | None:
         if self._operation.continues:
-            return
+            return None
         run = await self._ask_for_status()
         if run is None:
-            raise self._cut(f"{error}; not joined: nobody tells how the run stands") from error
-        if run.status is not None:
+            return "nobody tells how the run stands"
+        if run.status in FAILED:
             self._check_status(run.status, run)
-        if run.on_disconnect != "continue" and run.status != RunStatus.SUCCESS:
-            raise self._cut(
-                f"{error}; not joined: without on_disconnect='continue' the server may have "
-                f"cancelled the run, its status is {run.status}"
-            ) from error
+        if run.on_disconnect == "continue" or run.status == RunStatus.SUCCESS:
+            return None
+        return (
+            "without on_disconnect='continue' the server may have cancelled the run, its status "
+            f"is {run.status}"
+        )
 
     async def _join_after(self, seconds: float) -> None:
-        run, last_event_id = cast("RunRef", self.run), cast("str", self._cursor.last_event_id)
+        behind = self._cursor.last_event_id
         try:
-            request = self._operation.join(run, last_event_id)
+            request = self._operation.join(
+                cast("RunRef", self.run), cast("str", behind or self._operation.replay_from)
+            )
         except ValueError as problem:
             raise self._cut(str(problem)) from None
         wire = self._wire(request)
@@ -361,13 +412,15 @@ class EventStream(Generic[T]):
         self.exchange = await self._session.open(request, wire)
         await self._begin(self.exchange, is_join=True)
         self._cursor.joined()
-        self._decoder = self._decoder_after(last_event_id)
+        self._decoder = self._decoder_after(behind)
 
     def _decoder_after(self, last_event_id: str | None) -> SSEDecoder:
         most = self._settings.max_event_bytes
         return SSEDecoder(last_event_id or "", max_event_bytes=most)
 
     def _cut(self, why: object) -> AgentProtoError:
+        if isinstance(why, AgentProtoError) and is_out_of_time(why):
+            return why
         return StreamInterruptedError(
             f"the stream was cut after {self.delivered} events; the run may be going on; {why}",
             delivered=self.delivered,
@@ -418,7 +471,7 @@ class EventStream(Generic[T]):
             )
         self._named = named.run_id
         if self.run is None or self.run.run_id != named.run_id or self.run.thread_id is None:
-            self.run = named
+            self.run = replace(named, thread_id=named.thread_id or self._operation.thread_id)
 
     def _learn_run_quietly(self, sse: ServerSentEvent) -> None:
         # Whoever wants the wire gets it, also where it is wrong.
@@ -447,13 +500,15 @@ class EventStream(Generic[T]):
     def _lacks_result(self) -> bool:
         seen = self._transcript
         asks = seen.status == RunStatus.INTERRUPTED and not seen.interrupts
-        return not seen.has_values or asks
+        return not seen.has_values or (asks and not self._is_concluded)
 
     async def _ask_for_result(self) -> RunWaitResponse[T] | None:
         if self.run is None:
             return None
+        result = self._operation.follow_up.result(self.run)
+        if result is None:
+            return None
         try:
-            result = self._operation.follow_up.result(self.run)
             return await self._session.wait(result, self._settings, self._deadline)
         except StatusError as error:
             if error.status_code in NOT_OFFERED:

@@ -23,13 +23,14 @@ T = TypeVar("T")
 
 
 def create_and_wait_run(
-    run_create: RunCreate, extra_body: Mapping[str, Any] | None, values_type: type[T] | None
+    run_create: RunCreate, extra_body: Mapping[str, Any], values_type: type[T] | None
 ) -> Operation[RunWaitResponse[T]]:
     """Spec: POST /runs/wait"""
     return Operation(
         method="POST",
         path="runs/wait",
-        content=content_of(run_create, extra_body),
+        content=content_of(run_create.fields_to_send(), extra_body),
+        thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
         decode=wait_decoder(None, values_type),
@@ -38,13 +39,14 @@ def create_and_wait_run(
 
 
 def create_and_stream_run(
-    run_create: RunCreate, extra_body: Mapping[str, Any] | None, values_type: type[T] | None
+    run_create: RunCreate, extra_body: Mapping[str, Any], values_type: type[T] | None
 ) -> StreamOperation[T]:
     """Spec: POST /runs/stream"""
     return StreamOperation(
         method="POST",
         path="runs/stream",
-        content=content_of(run_create, extra_body),
+        content=content_of(run_create.fields_to_send(), extra_body),
+        thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
         run_named_by=run_named_by,
         decode=EventReader(values_type),
@@ -56,14 +58,14 @@ def create_and_stream_run(
 def update_and_wait_run(
     run: RunRef,
     run_update: RunUpdate,
-    extra_body: Mapping[str, Any] | None,
+    extra_body: Mapping[str, Any],
     values_type: type[T] | None,
 ) -> Operation[RunWaitResponse[T]]:
     """Spec: POST /runs/{run_id}/wait"""
     return Operation(
         method="POST",
         path=f"runs/{segment(run.run_id)}/wait",
-        content=content_of(run_update, extra_body),
+        content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
         run_named_by=run_named_by,
         decode=wait_decoder(run, values_type),
@@ -74,14 +76,14 @@ def update_and_wait_run(
 def update_and_stream_run(
     run: RunRef,
     run_update: RunUpdate,
-    extra_body: Mapping[str, Any] | None,
+    extra_body: Mapping[str, Any],
     values_type: type[T] | None,
 ) -> StreamOperation[T]:
     """Spec: POST /runs/{run_id}/stream"""
     return StreamOperation(
         method="POST",
         path=f"runs/{segment(run.run_id)}/stream",
-        content=content_of(run_update, extra_body),
+        content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
         run_named_by=run_named_by,
         decode=EventReader(values_type),
@@ -90,12 +92,13 @@ def update_and_stream_run(
     )
 
 
-def create_run(run_create: RunCreate, extra_body: Mapping[str, Any] | None) -> Operation[Run]:
+def create_run(run_create: RunCreate, extra_body: Mapping[str, Any]) -> Operation[Run]:
     """Spec: POST /runs"""
     return Operation(
         method="POST",
         path="runs",
-        content=content_of(run_create, extra_body),
+        content=content_of(run_create.fields_to_send(), extra_body),
+        thread_id=run_create.thread_id,
         run_named_by=run_named_by,
         decode=partial(run_in, ref=None),
     )
@@ -113,22 +116,24 @@ def get_run(run: RunRef) -> Operation[Run]:
     )
 
 
-def search_runs(
-    request: RunSearchRequest, extra_body: Mapping[str, Any] | None
-) -> Operation[list[Run]]:
+def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Operation[list[Run]]:
     """Spec: POST /runs/search"""
     return Operation(
         method="POST",
         path="runs/search",
         is_idempotent=True,
-        content=content_of(request, extra_body),
+        content=content_of(request.fields_to_send(), extra_body),
         run_named_by=run_named_by,
         decode=runs_in,
     )
 
 
 def stream_run(
-    run: RunRef, last_event_id: str | None, values_type: type[T] | None
+    run: RunRef,
+    last_event_id: str | None,
+    values_type: type[T] | None,
+    *,
+    are_events_kept: bool,  # ids are the proof here, whatever the caller says
 ) -> StreamOperation[T]:
     """Spec: GET /runs/{run_id}/stream"""
     headers = {} if last_event_id is None else {"last-event-id": event_id_bytes(last_event_id)}
@@ -185,9 +190,13 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
 
 
 def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
-    return FollowUp(status=get_run, result=partial(wait_run, values_type=values_type))
+    return FollowUp(
+        status=get_run,
+        result=partial(wait_run, values_type=values_type),
+        questions=lambda _: None,
+    )
 
 
 def _join(run: RunRef, last_event_id: str) -> Request:
-    operation: StreamOperation[Any] = stream_run(run, last_event_id, None)
+    operation: StreamOperation[Any] = stream_run(run, last_event_id, None, are_events_kept=True)
     return operation

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
 from pydantic import TypeAdapter, ValidationError
@@ -20,14 +20,16 @@ from .._events import (
     values_adapter,
 )
 from .._json import parse_json, to_json
-from .._models import FAILED, Run, RunRef, RunWaitResponse, WireModel, is_one_segment
+from .._models import FAILED, Run, RunRef, RunWaitResponse, is_one_segment
 from .._shapes import as_list, as_object
 from . import Answer
 
 T = TypeVar("T")
 J = TypeVar("J")
 
-_RUN_AT_END = re.compile(r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/stream)?/?$")
+_RUN_AT_END = re.compile(
+    r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/(?:stream|wait|join))?/?$"
+)
 
 
 def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
@@ -47,34 +49,46 @@ def segment(value: str) -> str:
     return quote(value, safe="")
 
 
-def content_of(model: WireModel, extra_body: Mapping[str, Any] | None) -> bytes:
+def content_of(fields: Mapping[str, Any], extra_body: Mapping[str, Any]) -> bytes:
     """The fields that are set, and what a server adds to them.
 
     Raises:
         ValueError: for a field that is set twice.
     """
-    fields = model.fields_to_send()
-    extra = dict(extra_body or {})
-    twice = sorted(fields.keys() & extra.keys())
+    twice = sorted(fields.keys() & extra_body.keys())
     if twice:
         raise ValueError(f"extra_body: {twice[0]!r} is set as a field of the call, too")
-    return to_json({**fields, **extra})
+    return to_json({**fields, **extra_body})
+
+
+Reshape: TypeAlias = Callable[[dict[str, Any]], dict[str, Any]]
+"""From an object as a server has it to one as the schema has it."""
+
+
+def triple(data: dict[str, Any]) -> dict[str, Any]:
+    """The schema's run, values and messages, where the server sent the values alone."""
+    if "run" in data or "values" in data:
+        return data
+    return bare(data)
+
+
+def bare(values: dict[str, Any]) -> dict[str, Any]:
+    """The schema's triple for the values alone."""
+    return {"values": values, "messages": messages_in(values)}
 
 
 def wait_decoder(
-    run: RunRef | None, values_type: type[T] | None
+    run: RunRef | None, values_type: type[T] | None, reshape: Reshape = triple
 ) -> Callable[[Answer], RunWaitResponse[T]]:
     """Reads the output of a run, which may be that of the call."""
     adapter = None if values_type is None else values_adapter(values_type)
-    return partial(_wait_response, run=run, adapter=adapter)
+    return partial(_wait_response, run=run, adapter=adapter, reshape=reshape)
 
 
 def _wait_response(
-    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None
+    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None, reshape: Reshape
 ) -> RunWaitResponse[T]:
-    data = _json_in(answer, as_object, _OUTPUT)
-    if "run" not in data and "values" not in data:
-        data = {"values": data, "messages": messages_in(data)}
+    data = reshape(_json_in(answer, as_object, _OUTPUT))
     try:
         return _response_from(answer, data, run_named_by(answer.headers) or run, adapter)
     except ValidationError as exc:
@@ -86,27 +100,42 @@ def nothing(_: Answer) -> None:
     return
 
 
-def run_in(answer: Answer, *, ref: RunRef | None) -> Run:
+def as_it_is(data: dict[str, Any]) -> dict[str, Any]:
+    """What already is as the schema has it."""
+    return data
+
+
+def run_in(answer: Answer, *, ref: RunRef | None, reshape: Reshape = as_it_is) -> Run:
     """Reads a run, which may be that of the call."""
-    data = _json_in(answer, as_object, _A_RUN)
+    data = reshape(_json_in(answer, as_object, _A_RUN))
     try:
         return _run_from(data, run_named_by(answer.headers) or ref)
     except ValidationError as exc:
         raise _unusable(answer, _A_RUN, first_problem(exc)) from exc
 
 
-def runs_in(answer: Answer) -> list[Run]:
+def runs_in(answer: Answer, *, reshape: Reshape = as_it_is) -> list[Run]:
     """Reads a page of runs."""
     data = _json_in(answer, as_list, _RUNS)
     try:
-        return [Run.model_validate(item) for item in data]
+        return [Run.model_validate(_each(item, reshape)) for item in data]
     except ValidationError as exc:
         raise _unusable(answer, _RUNS, first_problem(exc)) from exc
+
+
+def _each(item: object, reshape: Reshape) -> object:
+    found = as_object(item)
+    return item if found is None else reshape(found)
 
 
 _A_RUN = "a JSON object that describes a run"
 _RUNS = "a JSON array of runs"
 _OUTPUT = "a JSON object with run, values and messages"
+
+
+def state_in(answer: Answer) -> dict[str, Any]:
+    """Reads a JSON object of any fields."""
+    return _json_in(answer, as_object, "a JSON object")
 
 
 def _json_in(answer: Answer, shape: Callable[[object], J | None], expected: str) -> J:
