@@ -141,7 +141,7 @@ class RawServer:
         await self._stop.wait()
         self._listener.close()
         # Connections that are just being accepted are let in first: cancelled, they leak a socket.
-        for _ in range(3):
+        for _ in range(10):
             while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
                 for task in tasks & self._answering:
                     task.cancel()

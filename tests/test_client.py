@@ -414,7 +414,7 @@ async def test_run_that_did_not_fail_is_a_result(flavour: Flavour, status: str) 
         (answer(307, location="https://evil.example/"), "https://evil.example/"),
         (answer(302, location="http://["), "redirect"),
         (answer(304), "a redirect to 'nowhere'"),
-        (answer(302, location="http://x:nan/"), "a redirect to no valid URL"),
+        (answer(302, location="http://x:nan/"), "a redirect to 'http://x:nan/'"),
     ],
 )
 @pytest.mark.parametrize("method", ["create_and_wait_run", "update_and_wait_run"])

@@ -431,7 +431,9 @@ async def test_stateless_run_is_asked_nothing_where_its_thread_is_not_told(
     assert asked(server) == ["POST /runs/stream"]
 
 
-OLD: Any = {"kwargs": {"stream_mode": ["custom"], "subgraphs": True, "resumable": False, "input": 5}}
+OLD: Any = {
+    "kwargs": {"stream_mode": ["custom"], "subgraphs": True, "resumable": False, "input": 5}
+}
 
 
 @pytest.mark.parametrize("call", ["update_and_wait_run", "update_and_stream_run"])

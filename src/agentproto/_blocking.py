@@ -29,7 +29,6 @@ from ._client import (
     UpdateStreamArguments,
     as_httpx_sse,
     call_settings,
-    warn_not_closed,
 )
 from ._io import AuthTypes, blocking_io, checked_auth, headers_of
 from ._models import (
@@ -132,11 +131,6 @@ class BlockingRunStream(StreamState[T]):
     @_documented_as(RunStream[Any].aclose)
     def close(self) -> None:
         drive(self.core.close())
-
-    def __del__(self) -> None:
-        if self.core.holds_connection:
-            warn_not_closed(self)
-            self.close()
 
 
 class RunsClient:

@@ -143,6 +143,12 @@ class StreamState(Generic[T]):
     def __repr__(self) -> str:
         return f"<{type(self).__name__} run={self.run} ended={self.ended!r}>"
 
+    def __del__(self) -> None:
+        if self.core.holds_connection:
+            self.core.abandon()
+            told = f"{self!r} was not closed; use it in a with block"
+            warnings.warn(told, ResourceWarning, 2, self)
+
     @property
     def run(self) -> RunRef | None:
         """Which run this is, as soon as a header or the first event told it."""
@@ -169,7 +175,7 @@ class StreamState(Generic[T]):
     @property
     def interrupts(self) -> list[Interrupt]:
         """What the run asks a person, as far as the events have told it."""
-        return list(self.core.interrupts)
+        return self.core.interrupts
 
     @property
     def response(self) -> httpx.Response:
@@ -271,20 +277,10 @@ class RunStream(StreamState[T]):
         """Stop now and close the connection. More than once is fine."""
         await self.core.close()
 
-    def __del__(self) -> None:
-        if self.core.holds_connection:
-            self.core.abandon()
-            warn_not_closed(self)
-
 
 def as_httpx_sse(sse: Block) -> ServerSentEvent:
     """A block as httpx-sse has it."""
     return ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
-
-
-def warn_not_closed(stream: object) -> None:
-    """Say that a stream was dropped with its connection open."""
-    warnings.warn(f"{stream!r} was not closed; use it in a with block", ResourceWarning, 2, stream)
 
 
 class RunCalls:

@@ -66,6 +66,8 @@ class Inflater:
 
     def _current(self) -> _Decompressor | None:
         if self._inflate is None or self._inflate.eof:
+            if self._inflate is not None:  # as gzip itself, which lets zeros follow a body
+                self._left = self._left.lstrip(b"\0")
             # The first two bytes tell what follows.
             if len(self._left) < 2:
                 return None

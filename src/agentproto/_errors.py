@@ -25,7 +25,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from typing import Any, TypeVar
@@ -281,20 +283,28 @@ def seconds_to_wait(headers: Mapping[str, str], now: float | None = None) -> flo
 
     `now`, seconds since the epoch, stands in for an answer without a date.
     """
-    value = headers.get("retry-after", "")
-    try:
+    value = headers.get("retry-after", "").strip()
+    if _SECONDS.fullmatch(value):
         seconds = float(value)
-    except ValueError:
-        seconds = _seconds_between(headers.get("date"), now, value)
+    else:
+        since = _date_in(headers.get("date", ""))
+        since = now if since is None else since
+        until = _date_in(value)
+        seconds = math.nan if since is None or until is None else until - since
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
-def _seconds_between(date: str | None, now: float | None, later: str) -> float:
+_SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
+
+
+def _date_in(header: str) -> float | None:
+    """Seconds since the epoch; None for what is no date."""
     try:
-        since = now if date is None else parsedate_to_datetime(date).timestamp()
-        return math.nan if since is None else parsedate_to_datetime(later).timestamp() - since
+        date = parsedate_to_datetime(header)
+        # RFC 9110, 5.6.7: a date without a zone is in UTC.
+        return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()
     except (ValueError, TypeError, OverflowError):
-        return math.nan
+        return None
 
 
 def error_from_status(

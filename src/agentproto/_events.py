@@ -81,16 +81,18 @@ def _interrupt(item: object) -> Interrupt:
         return Interrupt(value=item)
 
 
-def merge_interrupts(known: list[Interrupt], more: Iterable[Interrupt]) -> None:
-    """Add those not yet known, by id: some servers tell parallel ones one event at a time."""
+def merged_interrupts(*found: Iterable[Interrupt]) -> list[Interrupt]:
+    """Each once, by id, in order: some servers tell parallel ones one event at a time."""
+    known: dict[str, Interrupt] = {}
+    for interrupts in found:
+        _add_interrupts(known, interrupts)
+    return list(known.values())
+
+
+def _add_interrupts(known: dict[str, Interrupt], more: Iterable[Interrupt]) -> None:
     for interrupt in more:
-        same = [
-            i
-            for i, k in enumerate(known)
-            if (k.id == interrupt.id if interrupt.id is not None else k == interrupt)
-        ]
-        if not same:
-            known.append(interrupt)
+        key = interrupt.id if interrupt.id is not None else repr(interrupt.value)
+        known.setdefault(key, interrupt)
 
 
 class EventReader(Generic[T]):
@@ -279,9 +281,24 @@ class Transcript(Generic[T]):
         self.has_values = False
         self.shows_state = False
         self.values: T | None = None
-        self.interrupts: list[Interrupt] = []
+        self._interrupts: dict[str, Interrupt] = {}
         self.status: RunStatus | str | None = None
         self._messages: dict[str | None, _Growing | Message] = {}
+
+    @property
+    def interrupts(self) -> list[Interrupt]:
+        """What the run asks, each once."""
+        return list(self._interrupts.values())
+
+    def ask(self, interrupts: Iterable[Interrupt]) -> None:
+        """Take in what the run asks."""
+        _add_interrupts(self._interrupts, interrupts)
+
+    def settle(self, status: RunStatus | str | None, interrupts: Iterable[Interrupt]) -> None:
+        """Take in how the run ended, whatever its events told of that."""
+        self.status = status
+        self._interrupts.clear()
+        self.ask(interrupts)
 
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
@@ -291,20 +308,20 @@ class Transcript(Generic[T]):
                 self._add_values(event)
             case ValuesEvent() | UpdatesEvent():
                 self.shows_state = self.shows_state or not event.namespace
-                merge_interrupts(self.interrupts, event.interrupts)
+                self.ask(event.interrupts)
             case MessagesEvent():
                 return "".join(self._said(message, event.kind) for message in event.messages)
             case ErrorEvent():
                 self.status = RunStatus.ERROR
             case EndEvent(status=status) if status is not None:
                 self.status = status
-                merge_interrupts(self.interrupts, _interrupts_of_end(event.data))
+                self.ask(_interrupts_of_end(event.data))
             case _:
                 pass
         return ""
 
     def _add_values(self, event: ValuesEvent[T]) -> None:
-        merge_interrupts(self.interrupts, event.interrupts)
+        self.ask(event.interrupts)
         data, _ = take_interrupts(event.data)
         if data is not None and (data or not event.interrupts):
             self.values = data
@@ -357,10 +374,11 @@ class _Growing:
         else:
             self._text.write(chunk.content)
         for name, value in (chunk.model_extra or {}).items():
-            if name not in self._extra or not isinstance(value, list):
-                self._extra[name] = value or self._extra.get(name, value)
+            before, more = as_list(self._extra.get(name)), as_list(value)
+            if before is not None and more is not None:
+                self._extra[name] = [*before, *more]
             else:
-                self._extra[name] = [*self._extra[name], *value]
+                self._extra[name] = value or self._extra.get(name, value)
 
     def message(self) -> Message:
         text = self._text.getvalue()

@@ -17,6 +17,7 @@ import threading
 import time
 import zlib
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
@@ -37,8 +38,15 @@ import httpx
 from anyio.lowlevel import RunVar
 
 from ._coding import Inflater, inflater_for
-from ._errors import ProtocolError, RequestTimeoutError, TransportError
+from ._errors import (
+    ProtocolError,
+    RequestTimeoutError,
+    StatusError,
+    TransportError,
+    error_from_status,
+)
 from ._settings import Timeout
+from ._shapes import as_list
 
 T = TypeVar("T")
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -46,6 +54,20 @@ C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 AuthTypes: TypeAlias = (
     tuple[str | bytes, str | bytes] | Callable[[httpx.Request], httpx.Request] | httpx.Auth
 )
+
+
+class Stop:
+    """What ends the waits of a request, from any task or thread."""
+
+    def __init__(self) -> None:
+        self.event = threading.Event()
+        self.scopes: set[anyio.CancelScope] = set()
+
+    def set(self) -> None:
+        """End what waits now, and what would."""
+        self.event.set()
+        for scope in tuple(self.scopes):
+            scope.cancel()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +81,7 @@ class WireRequest:
     asked: str
     timeout: Timeout
     deadline: float | None
+    stop: Stop = field(default_factory=Stop, repr=False)
 
 
 class Exchange(ABC):
@@ -73,6 +96,7 @@ class Exchange(ABC):
         self.response = response
         self._owner = owner
         self._pid = os.getpid()
+        self._is_at_end = False
         owner.exchanges.add(self)
 
     def _check_process(self) -> None:
@@ -86,12 +110,27 @@ class Exchange(ABC):
         limits = replace(self.request.timeout, idle=seconds, total=seconds)
         self.request = replace(self.request, deadline=deadline, timeout=limits)
         # Where httpcore looks when it begins to read a body.
-        self.response.request.extensions["timeout"]["read"] = seconds
+        self.response.request.extensions.setdefault("timeout", {})["read"] = seconds
 
     def wake(self) -> None:
         """Shut the socket down, from any thread: it ends a read that blocks there."""
-        if self._pid == os.getpid():
+        # Over HTTP/2 the socket is that of other runs, too.
+        is_alone = self.response.extensions.get("http_version", b"").startswith(b"HTTP/1")
+        if is_alone and not self._is_at_end and self._pid == os.getpid():
             _shut_down(self.response.extensions.get("network_stream"))
+
+    def drop(self) -> None:
+        """Let the server see that nobody listens any more, where nothing can be awaited."""
+        self.wake()
+        # httpcore locks when it closes: a finalizer that did could wait for its own thread.
+        if self._pid == os.getpid():
+            self._owner.dropped.append(self)
+
+    def _arrived(self, piece: bytes) -> bytes:
+        if self._owner.is_closed and not piece:
+            raise self._owner.closed()
+        self._is_at_end = not piece
+        return piece
 
     async def read(self) -> bytes:
         """The next piece of the body, not compressed; b"" at its end.
@@ -147,12 +186,15 @@ class IO(Protocol):
     def chance(self) -> float: ...
     def now(self) -> float: ...
     def deadline(self, timeout: Timeout) -> float | None: ...
+    def check_not_stopped(self, stop: Stop) -> None: ...
 
+
+STREAM_CLOSED = "this stream is closed; start another to go on"
 
 _TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
 
 
-def _members(of: WeakSet[T]) -> list[T]:
+def _members(of: Iterable[T]) -> list[T]:
     while True:
         # Another thread may add one meanwhile.
         with suppress(RuntimeError):
@@ -170,20 +212,48 @@ class _ClientIO(ABC, Generic[C]):
         self._is_ours = is_ours
         self._pid = os.getpid()
         self.is_closed = False
-        self.exchanges: WeakSet[Exchange] = WeakSet()
+        # Held until they are released: collected, they would lock as in `Exchange.drop`.
+        self.exchanges: set[Exchange] = set()
+        self.dropped: deque[Exchange] = deque()
+        self._stops: WeakSet[Stop] = WeakSet()
 
     @abstractmethod
     def _get_client(self) -> C | None: ...
     @abstractmethod
     def _set_client(self, client: C | None) -> None: ...
 
-    def error(self, exc: Exception, request: WireRequest) -> Exception:
-        """What is raised for a failure of httpx."""
-        return self.closed() if self.is_closed else _translated(exc, request)
+    def error(
+        self, exc: Exception, request: WireRequest, built: httpx.Request | None = None
+    ) -> Exception:
+        """What is raised for a failure of httpx, which `built` it may have been that failed."""
+        if self.is_closed:
+            return self.closed()
+        error = _translated(exc, request)
+        if isinstance(error, TransportError) and built is not None and not _is_of(exc, built):
+            # Of a request that a hook or auth made meanwhile: ours may have been answered.
+            error.was_sent = True
+        return error
+
+    async def release_dropped(self) -> None:
+        """Release what was dropped since the last time."""
+        while self.dropped:
+            with suppress(Exception):
+                await self.dropped.popleft().release()
 
     def closed(self) -> RuntimeError:
         """What ends a call whose client is closed meanwhile."""
         return RuntimeError("the client was closed while a call was waiting for its answer")
+
+    def check_not_stopped(self, stop: Stop) -> None:
+        """Refuse to go on with what was closed.
+
+        Raises:
+            RuntimeError: if the client was closed, or the stream whose stop this is.
+        """
+        if self.is_closed:
+            raise self.closed()
+        if stop.event.is_set():
+            raise RuntimeError(STREAM_CLOSED)
 
     def deadline(self, timeout: Timeout) -> float | None:
         """When the total limit of a call that begins now runs out, by the port's clock."""
@@ -218,7 +288,7 @@ class _ClientIO(ABC, Generic[C]):
         _abandoned.append((self._get_client(), *self.exchanges))
         self._set_client(None)
         self._pid = os.getpid()
-        self.exchanges = WeakSet()
+        self.exchanges, self.dropped, self._stops = set(), deque(), WeakSet()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
         limits = _limits_left(request)
@@ -261,9 +331,9 @@ class _AsyncExchange(Exchange):
             self._body = aiter(cast("AsyncIterable[bytes]", raw))
         try:
             if self.request.deadline is None:
-                return await self._next_piece(self._body)
+                return self._arrived(await self._next_piece(self._body))
             with self._io.within(self.request):
-                return await self._next_piece(self._body)
+                return self._arrived(await self._next_piece(self._body))
         except _TRANSPORT_ERRORS as exc:
             raise self._io.error(exc, self.request) from exc
 
@@ -274,13 +344,10 @@ class _AsyncExchange(Exchange):
 
     async def release(self) -> None:
         self._owner.exchanges.discard(self)
-        try:
-            with anyio.CancelScope(shield=True):
-                await self.response.aclose()
-        except BaseException:
-            # asyncio's own task.cancel() does not know the shield.
-            self.wake()
-            raise
+        # asyncio's own task.cancel() does not know the shield: it may come a second time.
+        self.wake()
+        with anyio.CancelScope(shield=True):
+            await self.response.aclose()
 
 
 class _BlockingExchange(Exchange):
@@ -298,9 +365,13 @@ class _BlockingExchange(Exchange):
             self._body = iter(cast("Iterable[bytes]", raw))
         _check_deadline(self.request)
         try:
-            return next((piece for piece in self._body if piece), b"")
+            return self._arrived(next((piece for piece in self._body if piece), b""))
         except _TRANSPORT_ERRORS as exc:
             raise self._owner.error(exc, self.request) from exc
+
+    def hurry(self, seconds: float) -> None:
+        # A read that begins just within the time may take as long again.
+        super().hurry(seconds / 2)
 
     async def release(self) -> None:
         self._owner.exchanges.discard(self)
@@ -315,7 +386,6 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
     ) -> None:
         self._by_loop: RunVar[httpx.AsyncClient | None] = RunVar("agentproto")
         super().__init__(make, auth, is_ours=is_ours)
-        self._waits: set[anyio.CancelScope] = set()
 
     # A connection lives and dies with its event loop: each loop has a pool of its own.
     def _get_client(self) -> httpx.AsyncClient | None:
@@ -327,29 +397,37 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
     @contextmanager
     def within(self, request: WireRequest, *, until_headers: bool = False) -> Generator[None]:
         """End what is awaited here at the limit of the request, or when the client is closed."""
-        if self.is_closed:
-            raise self.closed()
+        self._stops.add(request.stop)
+        self.check_not_stopped(request.stop)
         idle = request.timeout.idle
         # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
         patience = 2 * idle if until_headers and idle is not None else math.inf
         left = math.inf if request.deadline is None else request.deadline - time.monotonic()
         with anyio.move_on_after(max(0.0, min(patience, left))) as scope:
-            self._waits.add(scope)
+            request.stop.scopes.add(scope)
             try:
                 yield
             finally:
-                self._waits.discard(scope)
+                request.stop.scopes.discard(scope)
         if scope.cancelled_caught:
-            limit = "total" if left <= patience else "idle"
-            raise self.closed() if self.is_closed else _ran_out(request, limit)
+            self.check_not_stopped(request.stop)
+            raise _ran_out(request, "total" if left <= patience else "idle")
 
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
+        await self.release_dropped()
+        built: httpx.Request | None = None
+
+        async def trace(name: str, info: Mapping[str, Any]) -> None:
+            _look_for_redirect(name, info, request)
+
         try:
+            built = self._build(client, request)
+            built.extensions["trace"] = trace
             with self.within(request, until_headers=True):
-                response = await client.send(self._build(client, request), **self._send_options())
+                response = await client.send(built, **self._send_options())
         except _TRANSPORT_ERRORS as exc:
-            raise self.error(exc, request) from _tellable(exc)
+            raise self.error(exc, request, built) from _tellable(exc)
         return _AsyncExchange(self, client, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
@@ -360,8 +438,8 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
         self.is_closed = True
         if self._pid != os.getpid():
             return
-        for scope in self._waits:
-            scope.cancel()
+        for stop in _members(self._stops):
+            stop.set()
         client = self._get_client()
         for exchange in _members(self.exchanges):
             if cast("_AsyncExchange", exchange).client is client:
@@ -381,7 +459,6 @@ class BlockingIO(_ClientIO[httpx.Client]):
         super().__init__(make, auth, is_ours=is_ours)
         self._client: httpx.Client | None = None
         self._connections: WeakSet[Any] = WeakSet()
-        self._closing = threading.Event()
 
     def _get_client(self) -> httpx.Client | None:
         return self._client
@@ -391,18 +468,25 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     def _meet_fork(self) -> None:
         super()._meet_fork()
-        self._connections, self._closing = WeakSet(), threading.Event()
+        self._connections = WeakSet()
 
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
+        await self.release_dropped()
         _check_deadline(request)
+        built: httpx.Request | None = None
+
+        def trace(name: str, info: Mapping[str, Any]) -> None:
+            if self._is_ours:
+                self._note_connection(name, info)
+            _look_for_redirect(name, info, request)
+
         try:
             built = self._build(client, request)
-            if self._is_ours:
-                built.extensions["trace"] = self._note_connection
+            built.extensions["trace"] = trace
             response = client.send(built, **self._send_options())
         except _TRANSPORT_ERRORS as exc:
-            raise self.error(exc, request) from _tellable(exc)
+            raise self.error(exc, request, built) from _tellable(exc)
         return _BlockingExchange(self, request, response)
 
     def _note_connection(self, name: str, info: Mapping[str, Any]) -> None:
@@ -413,16 +497,19 @@ class BlockingIO(_ClientIO[httpx.Client]):
                 _shut_down(info["return_value"])
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
+        self._stops.add(request.stop)
         until = math.inf if request.deadline is None else request.deadline
-        if self._closing.wait(max(0.0, min(seconds, until - time.monotonic()))):
-            raise self.closed()
+        if not self.is_closed:
+            request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
+        self.check_not_stopped(request.stop)
         _check_deadline(request)
 
     async def close(self) -> None:
         self.is_closed = True
         if self._pid != os.getpid():
             return
-        self._closing.set()
+        for stop in _members(self._stops):
+            stop.set()
         for exchange in _members(self.exchanges):
             exchange.wake()
         for stream in _members(self._connections):
@@ -471,7 +558,14 @@ def _ran_out(request: WireRequest, limit: str) -> RequestTimeoutError:
     return RequestTimeoutError(message, limit=limit, seconds=seconds)
 
 
-def _translated(exc: Exception, request: WireRequest) -> TransportError | ProtocolError:
+def _body_of(response: httpx.Response) -> bytes:
+    try:
+        return response.content
+    except httpx.StreamError:
+        return b""
+
+
+def _translated(exc: Exception, request: WireRequest) -> TransportError | StatusError:
     match exc:
         case httpx.ConnectTimeout():
             return _ran_out(request, "connect")
@@ -479,8 +573,10 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return _ran_out(request, "pool")
         case httpx.TimeoutException():
             return _ran_out(request, "idle")
-        case httpx.RemoteProtocolError() if "location header" in str(exc):
-            return ProtocolError(f"{request.asked} was answered with a redirect to no valid URL")
+        case httpx.HTTPStatusError(response=response):  # of a hook that raises for a status
+            return error_from_status(
+                response.status_code, response.headers, _body_of(response), asked=request.asked
+            )
         case httpx.ConnectError():
             origin = httpx.URL(request.url).copy_with(raw_path=b"/")
             error = TransportError(
@@ -500,6 +596,32 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Protoc
             return TransportError(
                 f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
+
+
+def _is_of(exc: Exception, built: httpx.Request) -> bool:
+    return getattr(exc, "_request", built) in {built, None}
+
+
+def _look_for_redirect(name: str, info: Mapping[str, Any], request: WireRequest) -> None:
+    # Before httpx does, who builds the next request at once, and trips over what is no URL.
+    if not name.endswith("receive_response_headers.complete"):
+        return
+    told: tuple[Any, ...] = info["return_value"]
+    status: int = next((part for part in told if isinstance(part, int)), 0)
+    (pairs,) = [part for part in map(as_list, told) if part is not None] or [[]]
+    headers = {name.decode("latin-1").lower(): v.decode("utf-8", "replace") for name, v in pairs}
+    if 300 <= status < 400 and "location" in headers:
+        error = redirected(request.asked, status, headers["location"])
+        error.about(status_code=status, headers=headers)
+        raise error
+
+
+def redirected(asked: str, status: int, target: str) -> ProtocolError:
+    """The error for a redirect, which is never followed."""
+    return ProtocolError(
+        f"{asked} was answered {status} with a redirect to {target[:500]!r}, "
+        "which is not followed; if that is the server, make it the base_url"
+    )
 
 
 def _tellable(exc: Exception) -> Exception | None:

@@ -516,7 +516,7 @@ def run_ref(run: RunLike) -> RunRef:
         case None | object(run=None):
             raise TypeError(
                 "run: expected a run id or a RunRef, got None; "
-                "which run a stream is of is not known until it has started"
+                "stream.run is None until the stream has started"
             )
         case _:
             raise TypeError(

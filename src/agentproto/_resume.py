@@ -9,7 +9,12 @@ from ._sse import ServerSentEvent
 WINDOW = 4_096
 """Event ids that are remembered, beside the first one."""
 
+LAST = frozenset({"end", "error"})
+"""The events behind which nothing comes."""
+
 _LONG = 128
+_UNREADABLE = "\ufffd"
+"""What is left of an id whose bytes are no text: two of those may look the same."""
 
 
 def _short(event_id: str) -> str:
@@ -22,31 +27,38 @@ def _short(event_id: str) -> str:
 class RunCursor:
     """Watches events go by. Ids are opaque; order is arrival.
 
-    `last_event_id` is that of the stream before, where this one goes on with it.
+    `last_event_id` is that of the stream before, where this one goes on with it. `begins_run` is
+    whether the first event here is the first of the run.
 
     Attributes:
         last_event_id: what to go on behind; None if nothing was seen.
-        has_progressed: whether an event came that was not there before, since it was last set
-            to False.
     """
 
-    def __init__(self, last_event_id: str | None = None) -> None:
+    def __init__(self, last_event_id: str | None = None, *, begins_run: bool = True) -> None:
         self.last_event_id = last_event_id
-        self.has_progressed = False
-        self._seen: dict[str, None] = {}
+        self._begins_run = begins_run
+        self._seen: dict[str, None] = {} if last_event_id is None else {_short(last_event_id): None}
         self._first: str | None = None
-        self._before_join: frozenset[str] | None = None
-        self._new_since_join = False
-        self._skips_to: str | None = None
+        self._asked = None if last_event_id is None else _short(last_event_id)
+        self._had_metadata = last_event_id is not None  # it must not take the place of that id
+        self._repeats_ids = False
         self._ends_without_id = False
+        self._before_join: frozenset[str] | None = None
+        self._is_placed = True
+        self._skips_to: str | None = None
+        self._skips_all = False
+        self._held: list[ServerSentEvent] = []
+        self.is_doubtful = False
 
     def take_in(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
         """Those of the events that were not there before.
 
+        Metadata always comes out: any connection may begin with it.
+
         Raises:
             LookupError: if what came before cannot be told from what is new.
         """
-        return [event for event in events if not self._is_repeat(event)]
+        return [new for event in events for new in self._new_with(event)]
 
     def why_not_joinable(self, *, can_replay: bool) -> str | None:
         """Why a join could lose or double events; None if it cannot.
@@ -54,6 +66,8 @@ class RunCursor:
         `can_replay` is whether the server sends all events again where it is asked to: enough, as
         long as none without an id was handed over.
         """
+        if self._repeats_ids:
+            return "the server gave two events the same id"
         if self._ends_without_id:
             return "the last event had no id"
         if self.last_event_id is None and not can_replay:
@@ -63,37 +77,78 @@ class RunCursor:
     def joined(self) -> None:
         """The stream goes on over a new connection."""
         self._before_join = frozenset(self._seen)
-        self._new_since_join = False
+        self._is_placed = self.is_doubtful = False
         self._skips_to = None
+        self._held.clear()
 
-    def _is_repeat(self, event: ServerSentEvent) -> bool:
-        event_id = _short(event.own_id) if event.own_id else None
+    def check_is_whole(self) -> None:
+        """The connection ended, and in order.
+
+        Raises:
+            LookupError: if it ended before it came to what is new.
+        """
+        if self._skips_to is not None or self._held:
+            raise LookupError("the server repeats events, and ends before the last that was there")
+
+    def _new_with(self, event: ServerSentEvent) -> list[ServerSentEvent]:
+        event_id = None
+        if event.own_id and _UNREADABLE not in event.own_id:
+            event_id = _short(event.own_id)
+        if event.event == "metadata":
+            if not self._had_metadata:
+                self._had_metadata = True
+                self._note_id(event, event_id)
+            return [event]
+        if not self._is_placed and event_id is None and event.event not in LAST:
+            # Behind L or within a repeat? The next id tells.
+            if len(self._held) == WINDOW:
+                raise LookupError(
+                    "too many events without id, behind which no id tells their place"
+                )
+            self._held += [] if self._skips_to else [event]
+            return []
+        held, self._held = self._held, []
+        if held and event_id is None:
+            raise LookupError("behind the join there is no event with an id")
         if self._before_join is not None and self._was_there(event_id, self._before_join):
-            return True
-        self._note(event, event_id)
-        return False
+            return []
+        self._is_placed = True
+        self._note_id(event, event_id)
+        self._ends_without_id = event_id is None
+        return [*held, event]
 
     def _was_there(self, event_id: str | None, before_join: frozenset[str]) -> bool:
+        if self._is_placed:
+            if event_id in before_join and not self._knows_all(before_join):
+                raise LookupError("the server repeats events from before those that are remembered")
+            return event_id in self._seen
+        last = _short(self.last_event_id or "")
         if self._skips_to is not None:
-            if event_id == self._skips_to:
+            self._is_placed = event_id == last
+            is_known = event_id is None or event_id in before_join or self._skips_all
+            if self._is_placed or not is_known:
                 self._skips_to = None
+            return self._is_placed or is_known
+        if event_id == last:
+            self._is_placed = True
             return True
-        if event_id is None:
-            return False
-        if event_id == self._first and event_id not in before_join and not self._new_since_join:
-            self._skips_to = _short(self.last_event_id or "")
+        if event_id is not None and (event_id in before_join or event_id == self._first):
+            self._skips_to, self._skips_all = last, event_id not in before_join
             return True
-        if event_id in before_join and self._new_since_join and self._first not in before_join:
-            raise LookupError("the server repeats events from before those that are remembered")
-        return event_id in before_join or event_id in self._seen
+        self.is_doubtful = not self._begins_run
+        return False
 
-    def _note(self, event: ServerSentEvent, event_id: str | None) -> None:
-        self._new_since_join = self.has_progressed = True
-        if event_id is not None:
+    def _knows_all(self, before_join: frozenset[str]) -> bool:
+        return self._begins_run and self._first in before_join
+
+    def _note_id(self, event: ServerSentEvent, event_id: str | None) -> None:
+        if event_id is None:
+            return
+        if event.event != "metadata":
             self._first = self._first or event_id
-            self.last_event_id = event.own_id
-            self._seen[event_id] = None
-            if len(self._seen) > WINDOW:
-                del self._seen[next(iter(self._seen))]
-        if event.event != "metadata" or event_id is not None:
-            self._ends_without_id = event_id is None
+        is_first_connection = self._before_join is None and event_id != self._asked
+        self._repeats_ids = self._repeats_ids or (is_first_connection and event_id in self._seen)
+        self.last_event_id = event.own_id
+        self._seen[event_id] = None
+        if len(self._seen) > WINDOW:
+            del self._seen[next(iter(self._seen))]

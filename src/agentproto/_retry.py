@@ -63,7 +63,7 @@ def is_safe_to_repeat(error: AgentProtoError, *, is_idempotent: bool) -> bool:
             return not is_over and (is_idempotent or not error.was_sent)
         case StatusError(status_code=429):
             return True
-        case StatusError(status_code=503) if "retry-after" in error.headers:
+        case StatusError(status_code=503) if error.headers.get("retry-after"):
             return True
         case StatusError(status_code=status_code):
             return is_idempotent and status_code in {500, 502, 503, 504}

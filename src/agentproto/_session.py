@@ -23,8 +23,8 @@ from ._errors import (
     reason,
     run_failed,
 )
-from ._events import merge_interrupts
-from ._io import IO, Exchange, WireRequest
+from ._events import merged_interrupts
+from ._io import IO, Exchange, Stop, WireRequest, redirected
 from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse
 from ._retry import RetryPolicy, seconds_until_retry
 from ._settings import Timeout
@@ -196,8 +196,7 @@ class Session:
         if ask is None or told.has_failed:
             return told
         pending = await self.optional(ask, settings, deadline) or []
-        interrupts = list(told.interrupts)
-        merge_interrupts(interrupts, pending)
+        interrupts = merged_interrupts(told.interrupts, pending)
         order = {interrupt.id: place for place, interrupt in enumerate(pending)}
         interrupts.sort(key=lambda interrupt: order.get(interrupt.id, len(order)))
         if interrupts:
@@ -286,6 +285,7 @@ class Session:
         settings: CallSettings,
         accept: str,
         deadline: float | None = None,
+        stop: Stop | None = None,
     ) -> WireRequest:
         """The request as it goes on the wire; its total limit begins now, unless it has begun."""
         return WireRequest(
@@ -296,6 +296,7 @@ class Session:
             asked=f"{request.method} {urlsplit(self.base_url).path}{request.path}",
             timeout=settings.timeout,
             deadline=deadline or self.io.deadline(settings.timeout),
+            stop=stop or Stop(),
         )
 
     async def open(self, request: Request, wire: WireRequest) -> Exchange:
@@ -344,11 +345,7 @@ async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
     response, asked = exchange.response, exchange.request.asked
     error: AgentProtoError
     if response.is_redirect:
-        target = response.headers.get("location", "nowhere")[:500]
-        error = ProtocolError(
-            f"{asked} was answered {response.status_code} with a redirect to {target!r}, "
-            "which is not followed; if that is the server, make it the base_url"
-        )
+        error = redirected(asked, response.status_code, response.headers.get("location", "nowhere"))
         await exchange.release()
     else:
         body = await _error_body(exchange)

@@ -64,6 +64,12 @@ class SSEDecoder:
         self._own_id: str | None = None
         self._own_retry: int | None = None
 
+    @property
+    def is_within_event(self) -> bool:
+        """Whether more has come than whole events and comments."""
+        is_begun = self._event or self._data is not None or self._own_id is not None
+        return bool(is_begun or (self._line and not self._line.startswith(b":")))
+
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end within this chunk."""
         if self._after_cr and chunk:

@@ -20,8 +20,8 @@ from ._errors import (
     is_out_of_time,
     run_failed,
 )
-from ._events import Transcript, merge_interrupts
-from ._io import Exchange, WireRequest
+from ._events import Transcript
+from ._io import STREAM_CLOSED, Exchange, Stop, WireRequest
 from ._models import (
     FAILED,
     EndEvent,
@@ -35,7 +35,7 @@ from ._models import (
     RunWaitResponse,
     is_one_segment,
 )
-from ._resume import RunCursor
+from ._resume import LAST, RunCursor
 from ._session import (
     EVENT_STREAM,
     NOT_OFFERED,
@@ -54,7 +54,6 @@ Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed",
 RAW = "aiter_sse() or iter_sse()"
 """The consumer to whom nothing is decoded, and a failed run no failure of the stream."""
 
-_LAST = frozenset({"end", "error"})
 _GOES_ON = frozenset({"pending", "running"})
 _NOTED = frozenset({"values", "end", "error"})
 
@@ -73,7 +72,7 @@ class EventStream(Generic[T]):
         self._operation = operation
         self._settings = settings
         self._decoder = self._decoder_after(operation.last_event_id)
-        self._cursor = RunCursor(operation.last_event_id)
+        self._cursor = RunCursor(operation.last_event_id, begins_run=operation.begins_run)
         self._failures = 0
         self._deadline: float | None = None
         self._pending: deque[ServerSentEvent] = deque()
@@ -85,6 +84,8 @@ class EventStream(Generic[T]):
         self._all_arrived = False
         self._had_metadata = False
         self._is_concluded = False
+        self._is_joined = False
+        self._stop = Stop()
         self._transcript: Transcript[T] = Transcript()
         self.exchange: Exchange | None = None
         self.run: RunRef | None = operation.run
@@ -122,7 +123,7 @@ class EventStream(Generic[T]):
             sse = self._pending.popleft()
             try:
                 event = self._operation.decode(sse)
-                if self._must_conclude(event):
+                if self._is_to_be_looked_into(event):
                     self._pending.appendleft(sse)
                     return None
                 is_new = self._account(event)
@@ -137,15 +138,18 @@ class EventStream(Generic[T]):
 
     def take_raw(self) -> ServerSentEvent | None:
         """The next block that has arrived, not decoded; None if there is none."""
-        if not self._pending:
-            return None
-        sse = self._pending.popleft()
-        if sse.event == "metadata":
-            self._learn_run_quietly(sse)
-        elif sse.event in _NOTED:
-            self._passed_raw[sse.event] = sse
-        self._hand_over(sse)
-        return sse
+        while self._pending:
+            sse = self._pending.popleft()
+            if sse.event == "metadata":
+                had_metadata = self._had_metadata
+                self._learn_run_quietly(sse)
+                if had_metadata and self._is_joined:
+                    continue
+            elif sse.event in _NOTED:
+                self._passed_raw[sse.event] = sse
+            self._hand_over(sse)
+            return sse
+        return None
 
     async def start(self) -> None:
         """Send the request, unless it was sent.
@@ -186,21 +190,34 @@ class EventStream(Generic[T]):
         for sse in self._passed_raw.values():
             self._account(self._operation.decode(sse))
         self._passed_raw.clear()
+        status = self._transcript.status
+        if self._consumer == RAW and self._settings.raise_on_failure and status in FAILED:
+            raise run_failed(self.run, status, None)
         return await self._result()
 
     def abandon(self) -> None:
         """Let the server see that nobody listens any more, where nothing can be awaited."""
-        cast("Exchange", self.exchange).wake()
+        cast("Exchange", self.exchange).drop()
 
     async def close(self) -> None:
-        """Stop now. More than once is fine."""
+        """Stop now, also from another task or thread. More than once is fine."""
+        if self._busy:
+            # Whoever reads finds it closed, and releases what it has by then.
+            self._stop.set()
+            if self.exchange is not None:
+                self.exchange.wake()
+            self.ended = self.ended or "closed"
+            return
         await self._give_up("closed")
+
+    def _check_open(self) -> None:
+        self._session.io.check_not_stopped(self._stop)
 
     async def _alone(self, step: Callable[[], Awaitable[R]]) -> R:
         if self._busy:
             raise RuntimeError("two tasks use one stream at once; give each its own")
         if self._failure is None and self.ended in {"closed", "cut"}:
-            raise RuntimeError("this stream is closed; start another to go on")
+            raise RuntimeError(STREAM_CLOSED)
         self._busy = True
         try:
             return await (step if self._failure is None else self._fail_again)()
@@ -236,11 +253,12 @@ class EventStream(Generic[T]):
                 return await self._session.open(self._operation, wire)
 
             self.exchange = await self._session.repeat(once, self._operation, self._settings, wire)
+            self._check_open()
             await self._begin(self.exchange, is_join=self._operation.is_idempotent)
         return self.exchange
 
     def _wire(self, request: Request) -> WireRequest:
-        return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline)
+        return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline, self._stop)
 
     async def _begin(self, exchange: Exchange, *, is_join: bool) -> None:
         if is_join and exchange.response.status_code == 204:
@@ -254,8 +272,8 @@ class EventStream(Generic[T]):
 
     async def _receive(self) -> bool:
         await self._open()
-        if self._pending:  # with an end that does not tell it all
-            await self._conclude(RunStatus.INTERRUPTED, None)
+        if self._pending:
+            await self._look_into_end()
         while not self._pending and not self._all_arrived:
             await self._read_on(cast("Exchange", self.exchange))
         return bool(self._pending)
@@ -265,8 +283,10 @@ class EventStream(Generic[T]):
         try:
             piece = await exchange.read()
         except TransportError as error:
+            self._check_open()
             await self._go_on_after(error)
             return
+        self._check_open()
         if piece:
             await self._take_in(piece, exchange)
         else:
@@ -285,34 +305,50 @@ class EventStream(Generic[T]):
             self._pending.extend(self._cursor.take_in(self._decoder.feed(piece)))
         except LookupError as problem:
             raise self._cut(str(problem)) from None
-        if self._cursor.has_progressed:
-            self._failures, self._cursor.has_progressed = 0, False
         if self._drop_after_last():
             self._all_arrived = True
             await exchange.release()
 
     async def _settle_end(self) -> None:
         """The connection ended in order and no event told the end of the run: ask for it."""
+        may_join = self._settings.rejoin and self._operation.continues
+        if self._decoder.is_within_event and may_join and self._why_not_joinable() is None:
+            await self._go_on_after(TransportError("its connection ended within an event"))
+            return
+        try:
+            self._cursor.check_is_whole()
+        except LookupError as problem:
+            raise self._cut(problem) from None
         run = await self._ask_for_status()
         status = None if run is None else run.status
         if status in _GOES_ON:
-            await self._go_on_after(TransportError(f"its connection ended, its run is {status}"))
+            error = TransportError(f"its connection ended, its run is {status}")
+            await self._go_on_after(error, run)
             return
         self._all_arrived = True
         await cast("Exchange", self.exchange).release()
         self.ended = "eof" if status is None else "status"
+        self._is_concluded = True
         if status is not None:
             await self._conclude(status, run)
 
-    def _must_conclude(self, event: RunEvent[T]) -> bool:
-        is_stopped = isinstance(event, EndEvent) and event.status == RunStatus.INTERRUPTED
-        if not is_stopped or self._is_concluded or self.run is None:
+    def _is_to_be_looked_into(self, event: RunEvent[T]) -> bool:
+        """Whether this end does not tell it all, or may be that of an earlier part of the run."""
+        if self.run is None or self._is_concluded or not isinstance(event, EndEvent):
             return False
-        return self._operation.follow_up.questions(self.run) is not None
+        asks = self._operation.follow_up.questions(self.run) is not None
+        return event.status == RunStatus.INTERRUPTED and (asks or self._cursor.is_doubtful)
+
+    async def _look_into_end(self) -> None:
+        self._is_concluded = True
+        if self._cursor.is_doubtful:
+            run = await self._ask_for_status()
+            if run is not None and run.status in _GOES_ON:
+                raise self._cut(f"its server repeats an earlier end, its run is {run.status}")
+        await self._conclude(RunStatus.INTERRUPTED, None)
 
     async def _conclude(self, status: RunStatus | str, run: Run | None) -> None:
         """Learn what the events need not have told: what the run asks, or that it was stopped."""
-        self._is_concluded = True
         seen = self._transcript
         try:
             outcome = await self._session.outcome(
@@ -325,7 +361,7 @@ class EventStream(Generic[T]):
             )
         except AgentProtoError as error:
             raise self._cut(error) from error
-        seen.status, seen.interrupts = outcome.status, outcome.interrupts
+        seen.settle(outcome.status, outcome.interrupts)
         if outcome.has_failed:
             self.ended = self.ended or "end"
             self._check_status(status, run)
@@ -344,7 +380,7 @@ class EventStream(Generic[T]):
         except AgentProtoError as error:
             raise self._cut(error) from error
 
-    async def _go_on_after(self, error: AgentProtoError) -> None:
+    async def _go_on_after(self, error: AgentProtoError, run: Run | None = None) -> None:
         """Join the run behind the last event that was handed over.
 
         Raises:
@@ -355,7 +391,7 @@ class EventStream(Generic[T]):
         await cast("Exchange", self.exchange).release()
         if not self._settings.rejoin:
             raise self._cut(error) from error
-        await self._check_joinable(error)
+        await self._check_joinable(error, run)
         while True:
             self._failures += 1
             seconds = self._session.seconds_until_retry(
@@ -374,20 +410,22 @@ class EventStream(Generic[T]):
                     raise
                 error = again
 
-    async def _check_joinable(self, error: AgentProtoError) -> None:
-        problem = "the server did not name the run" if self.run is None else None
-        problem = problem or await self._why_perhaps_cancelled()
-        problem = problem or self._operation.why_not_kept
-        problem = problem or self._cursor.why_not_joinable(
-            can_replay=self._operation.replay_from is not None
-        )
+    async def _check_joinable(self, error: AgentProtoError, run: Run | None) -> None:
+        problem = None if self.run is None else await self._why_perhaps_cancelled(run)
+        problem = problem or self._why_not_joinable()
         if problem is not None:
             raise self._cut(f"{error}; not joined: {problem}") from error
 
-    async def _why_perhaps_cancelled(self) -> str | None:
+    def _why_not_joinable(self) -> str | None:
+        if self.run is None:
+            return "the server did not name the run"
+        can_replay = self._operation.replay_from is not None
+        return self._operation.why_not_kept or self._cursor.why_not_joinable(can_replay=can_replay)
+
+    async def _why_perhaps_cancelled(self, run: Run | None) -> str | None:
         if self._operation.continues:
             return None
-        run = await self._ask_for_status()
+        run = run or await self._ask_for_status()
         if run is None:
             return "nobody tells how the run stands"
         if run.status in FAILED:
@@ -409,10 +447,14 @@ class EventStream(Generic[T]):
             raise self._cut(str(problem)) from None
         wire = self._wire(request)
         await self._session.io.sleep(seconds, wire)
+        self._check_open()
         self.exchange = await self._session.open(request, wire)
+        self._check_open()
         await self._begin(self.exchange, is_join=True)
         self._cursor.joined()
-        self._decoder = self._decoder_after(behind)
+        self._is_joined = True
+        floor, self._decoder = self._decoder.retry, self._decoder_after(behind)
+        self._decoder.retry = floor
 
     def _decoder_after(self, last_event_id: str | None) -> SSEDecoder:
         most = self._settings.max_event_bytes
@@ -428,7 +470,7 @@ class EventStream(Generic[T]):
 
     def _drop_after_last(self) -> bool:
         for count, sse in enumerate(self._pending, 1):
-            if sse.event in _LAST:
+            if sse.event in LAST:
                 while len(self._pending) > count:
                     self._pending.pop()
                 return True
@@ -436,12 +478,13 @@ class EventStream(Generic[T]):
 
     def _hand_over(self, sse: ServerSentEvent) -> None:
         self.delivered += 1
+        self._failures = 0
         self.last_event_id = sse.id or None
-        if sse.event in _LAST:
+        if sse.event in LAST:
             self.ended = "end" if sse.event == "end" else "error"
 
     def _account(self, event: RunEvent[T]) -> bool:
-        if isinstance(event, MetadataEvent):
+        if isinstance(event, MetadataEvent) and not event.namespace:
             self._learn_run(_run_in(event))
             is_first, self._had_metadata = not self._had_metadata, True
             self.new_text = ""
@@ -488,13 +531,13 @@ class EventStream(Generic[T]):
         seen = self._transcript
         told = await self._ask_for_result() if self._lacks_result() else None
         if told is not None:
-            merge_interrupts(seen.interrupts, told.interrupts)
+            seen.ask(told.interrupts)
         run = _run_of(self.run, seen.status)
         return RunWaitResponse(
             run=run if told is None else told.run,
             values=seen.values if told is None else told.values,
             messages=seen.messages or (told.messages if told is not None else []),
-            interrupts=list(seen.interrupts),
+            interrupts=seen.interrupts,
         )
 
     def _lacks_result(self) -> bool:

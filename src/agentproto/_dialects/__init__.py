@@ -77,10 +77,11 @@ class StreamOperation(Request, Generic[T]):
 
     `why_not_kept` says why the server need not have kept the events, and so cannot go on with
     them; None where the ids that it gives them prove that it did. `replay_from` is the event id
-    that asks for all of them.
+    that asks for all of them. `begins_run` is whether the first event is the first of the run.
     """
 
     last_event_id: str | None = None
+    begins_run: bool = True
     why_not_kept: str | None = None
     replay_from: str | None = None
     decode: Callable[[ServerSentEvent], RunEvent[T]]

@@ -83,6 +83,7 @@ def update_and_stream_run(
     return StreamOperation(
         method="POST",
         path=f"runs/{segment(run.run_id)}/stream",
+        begins_run=False,
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
         run_named_by=run_named_by,
@@ -144,6 +145,7 @@ def stream_run(
         headers=headers,
         run=run,
         last_event_id=last_event_id,
+        begins_run=False,
         continues=True,
         run_named_by=run_named_by,
         decode=EventReader(values_type),

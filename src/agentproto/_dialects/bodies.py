@@ -32,6 +32,10 @@ _RUN_AT_END = re.compile(
 )
 
 
+_NO_RUNS = frozenset({"wait", "stream", "search"})
+"""What stands where a run id does in the URLs of other calls."""
+
+
 def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
     """The run that Content-Location or Location name; only the ids are read out of the URL."""
     for name in ("content-location", "location"):
@@ -39,7 +43,7 @@ def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
         if found is None:
             continue
         run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
-        if is_one_segment(run_id):
+        if is_one_segment(run_id) and run_id not in _NO_RUNS and "\ufffd" not in run_id:
             return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
     return None
 

@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from .._errors import ProtocolError, error_from_status
-from .._events import EventReader, interrupts_in, merge_interrupts
+from .._events import EventReader, interrupts_in, merged_interrupts
 from .._models import (
     Command,
     ErrorEvent,
@@ -169,6 +169,7 @@ def stream_run(
         headers=joined.headers,
         run=run,
         last_event_id=last_event_id,
+        begins_run=False,
         continues=True,
         run_named_by=run_named_by,
         why_not_kept=None if are_events_kept else _PERHAPS_NOT_KEPT,
@@ -406,10 +407,7 @@ def _questions(run: RunRef) -> Operation[list[Interrupt]]:
 def _questions_in(answer: Answer) -> list[Interrupt]:
     state = state_in(answer)
     parts = [state, *(as_object(task) or {} for task in as_list(state.get("tasks")) or ())]
-    pending: list[Interrupt] = []
-    for part in parts:
-        merge_interrupts(pending, interrupts_in(part.get("interrupts") or []))
-    return pending
+    return merged_interrupts(*(interrupts_in(part.get("interrupts") or []) for part in parts))
 
 
 def _run_of_schema(data: dict[str, Any]) -> dict[str, Any]:
