@@ -8,7 +8,7 @@ help:
 	@echo "make demo   stream a run, answer its question, see it finish (ARGS=\"--base-url URL\" for a server of yours)"
 	@echo "make test   lint, type checks, tests with coverage"
 	@echo "make fuzz   the properties among the tests, a hundred times as long"
-	@echo "make e2e    the same calls against a real langgraph dev"
+	@echo "make e2e    the same calls against real servers; writes the table of the README"
 
 .venv/pyvenv.cfg:
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "agentproto needs Python 3.11 or newer; try make PYTHON=python3.12")'

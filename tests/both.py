@@ -19,6 +19,7 @@ class Flavour(Protocol):
     async def blocks(self, stream: Any) -> list[Any]: ...
     async def text(self, stream: Any) -> list[str]: ...
     async def take(self, stream: Any, count: int) -> list[Any]: ...
+    async def all_of(self, iterator: Any) -> list[Any]: ...
     async def close(self, closable: Any) -> None: ...
     def entered(self, stream: Any) -> Any: ...
 
@@ -41,6 +42,9 @@ class Async:
 
     async def take(self, stream: Any, count: int) -> list[Any]:
         return [await anext(stream) for _ in range(count)]
+
+    async def all_of(self, iterator: Any) -> list[Any]:
+        return [item async for item in iterator]
 
     async def close(self, closable: Any) -> None:
         await closable.aclose()
@@ -73,6 +77,9 @@ class Blocking:
 
     async def take(self, stream: Any, count: int) -> list[Any]:
         return await asyncio.to_thread(_upto, stream, count)
+
+    async def all_of(self, iterator: Any) -> list[Any]:
+        return await asyncio.to_thread(list, iterator)
 
     async def close(self, closable: Any) -> None:
         await asyncio.to_thread(closable.close)

@@ -11,11 +11,11 @@ import gzip
 import json
 import socket
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
-from .raw_server import Connection, Script, chunk, head, json_answer
+from .raw_server import BOUND, Connection, Script, chunk, head, json_answer
 
 SOON = 2.0
 """Seconds within which a server sees a connection close."""
@@ -35,6 +35,33 @@ RUN = [
 ]
 IDS = ["m", "v0", "v1", "v2", "v3", "v4", "e"]
 LOCATED = {"content_location": "/runs/r1"}
+
+
+def cutting_proxy(upstream: str, after: int) -> Script:
+    """Passes each request on to a real server, and cuts each event stream after so many bytes."""
+    address = urlsplit(upstream)
+
+    async def script(connection: Connection) -> None:
+        reader, writer = await asyncio.open_connection(address.hostname, address.port)
+        request = connection.request
+        headers = {**request.headers, "host": address.netloc, "connection": "close"}
+        lines = [f"{request.method} {request.target} HTTP/1.1"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
+        try:
+            start = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND)
+            most = after if b"text/event-stream" in start.lower() else 2**20
+            await connection.send(start)
+            await connection.send(await asyncio.wait_for(reader.readexactly(most), BOUND))
+        except asyncio.IncompleteReadError as rest:
+            await connection.send(rest.partial)
+        writer.close()
+        with suppress(OSError):
+            await writer.wait_closed()
+        connection.reset()
+
+    return script
+
 
 Body: TypeAlias = tuple[dict[str, str], list[bytes]]
 """Headers and the pieces of a good answer."""

@@ -238,3 +238,29 @@ def test_close_with_a_stream_that_is_no_socket() -> None:
     with client.create_and_stream_run() as stream:
         next(stream)
         client.close()
+
+
+def test_threads_that_begin_at_once_share_one_pool() -> None:
+    """Seen: two first calls at once made two pools, of which one was never closed."""
+    made: list[httpx.Client] = []
+    another = threading.Event()
+    with raw_server(json_answer('{"run_id":"r1"}')) as server:
+        client = RunsClient(server.url)
+        io: Any = client._session.io
+        make = io._make
+
+        def slowly() -> httpx.Client:
+            made.append(make())
+            if len(made) > 1:
+                another.set()
+            another.wait(0.2)
+            return made[-1]
+
+        io._make = slowly
+        threads = [threading.Thread(target=client.get_run, args=("r1",)) for _ in "12"]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(BOUND)
+        client.close()
+    assert len(made) == 1

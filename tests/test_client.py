@@ -10,7 +10,7 @@ import logging
 import math
 import socket
 import traceback
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack
 from typing import Any, TypedDict
 from uuid import UUID
@@ -30,6 +30,7 @@ from agentproto import (
     NotFoundError,
     ProtocolError,
     RequestTimeoutError,
+    RetryPolicy,
     Run,
     RunConfig,
     RunCreate,
@@ -888,3 +889,58 @@ async def test_missing_route_is_not_found(flavour: Flavour) -> None:
             await flavour.call(client.update_and_wait_run, RUN)
         await flavour.close(client)
     gc.collect()
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: _made(AsyncRunsClient, None), "base_url: expected str, got NoneType"),
+        (lambda: _made(AsyncRunsClient, b"http://x"), "base_url: expected str, got bytes"),
+        (lambda: _made(AsyncRunsClient, headers=3), "headers: expected a mapping, got int"),
+        (lambda: _made(RetryPolicy, attempts="3"), "retry.attempts: expected an int, got str"),
+        (lambda: _made(RetryPolicy, attempts=1.5), "retry.attempts: expected an int, got float"),
+        (
+            lambda: _made(RetryPolicy, max_delay=None),
+            "retry.max_delay: expected seconds, got NoneType",
+        ),
+        (lambda: _client().stream_run("r", last_event_id=3), "last_event_id: expected str or None"),
+        (lambda: _client().create_and_stream_run(values_type="Echo"), "values_type: expected a py"),
+        (lambda: _client().create_and_stream_run(values_type=[]), "values_type: expected a py"),
+        (lambda: _client().create_and_stream_run(values_type=Timeout()), "values_type: expected"),
+        (
+            lambda: _client().create_and_stream_run(run_create=RunCreate()),
+            "no field 'run_create'; give it as it is, without its name",
+        ),
+        (
+            lambda: _client().stream_run("r", stream_mode="x"),
+            "'stream_mode'; .*headers=, retry=, t",
+        ),
+    ],
+)
+def test_argument_of_a_wrong_type_is_named(made: Callable[[], Any], told: str) -> None:
+    """A beginner's mistakes, told in the words of the call."""
+    with pytest.raises(TypeError, match=told):
+        made()
+
+
+def _made(kind: Any, *arguments: Any, **keywords: Any) -> Any:
+    return kind(*arguments, **keywords)
+
+
+def _client() -> Any:
+    return AsyncRunsClient("http://127.0.0.1:9")
+
+
+def test_empty_event_id_says_what_is_expected() -> None:
+    """The id of a stored cursor that was never set."""
+    with pytest.raises(ValueError, match="expected the id of an event, or None, got ''"):
+        _client().stream_run("r", last_event_id="")
+
+
+async def test_path_of_the_base_url_is_told(flavour: Flavour) -> None:
+    """A base URL that is not the root of the API shows in what was asked."""
+    with raw_server(answer(404)) as server:
+        client = flavour.client(f"{server.url}/api/v1")
+        with pytest.raises(NotFoundError, match="POST /api/v1/runs/wait answered 404"):
+            await flavour.call(client.create_and_wait_run)
+        await flavour.close(client)

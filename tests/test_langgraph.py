@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 from uuid import UUID
 
 import pytest
@@ -138,7 +139,7 @@ CALLS: dict[str, tuple[Callable[[Any], Any], str, Any]] = {
     "join": (lambda client: client.wait_run(R1), "GET /threads/t1/runs/r1/join", None),
     "search": (
         lambda client: client.search_runs(thread_id="t1", status="error", limit=5, offset=10),
-        "GET /threads/t1/runs?limit=5&offset=10&status=error",
+        "GET /threads/t1/runs?limit=15&offset=10&status=error",
         None,
     ),
     "cancel": (
@@ -736,3 +737,47 @@ def test_dialects_have_the_same_operations() -> None:
         functions = inspect.getmembers(module, inspect.isfunction)
         own = {name for name, made in functions if made.__module__ == module.__name__}
         assert {name for name in own if not name.startswith("_")} == names
+
+
+def test_pages_are_whole_however_a_server_counts() -> None:
+    """Seen on LangGraph.js: limit is the end of a page, on langgraph dev its length."""
+    runs = [{"run_id": str(number)} for number in range(7)]
+
+    def page_of(connection: Connection, *, is_end: bool) -> Script:
+        asked_for = parse_qs(urlsplit(connection.request.target).query)
+        offset, limit = int(asked_for.get("offset", ["0"])[0]), int(asked_for["limit"][0])
+        return json_answer(json.dumps(runs[offset : limit if is_end else offset + limit]))
+
+    for is_end in (True, False):
+
+        async def script(connection: Connection, is_end: bool = is_end) -> None:
+            await page_of(connection, is_end=is_end)(connection)
+
+        with raw_server(script) as server, RunsClient(server.url, dialect="langgraph") as client:
+            assert [r.run_id for r in client.iter_runs(thread_id="t1", limit=3)] == list("0123456")
+            assert [r.run_id for r in client.search_runs(thread_id="t1", offset=5)] == ["5", "6"]
+            page = client.search_runs(thread_id="t1", limit=2, offset=1)
+            assert [run.run_id for run in page] == ["1", "2"]
+
+
+def test_question_that_was_answered_is_asked_no_more() -> None:
+    """Seen on LangGraph.js: its task has a result, and the interrupt still stands there."""
+    tasks = [{"interrupts": [ONE], "result": {"n": 1}}, {"interrupts": [TWO], "result": None}]
+    routes = routed(
+        wait=json_answer('{"n":1}', **NAMED),
+        r1=run_json(),
+        state=json_answer(json.dumps({"tasks": tasks})),
+    )
+    with raw_server(routes) as server, RunsClient(server.url, dialect="langgraph") as client:
+        result = client.update_and_wait_run(R1, command=Command(resume="yes"))
+    assert result.interrupts == BOTH[1:]
+
+
+async def test_output_of_a_stateless_stream_is_what_was_streamed(flavour: Flavour) -> None:
+    """Nobody can be asked for values where the server told no thread."""
+    with raw_server(events(META, b"event: custom\ndata: 1\n\n")) as server:
+        client = flavour.client(server.url, dialect="langgraph")
+        result = await flavour.call(client.create_and_stream_run(agent_id="a").final)
+        await flavour.close(client)
+    assert (result.values, result.run.run_id) == (None, "r1")
+    assert asked(server) == ["POST /runs/stream"]

@@ -6,7 +6,6 @@ import asyncio
 import re
 import tracemalloc
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ from agentproto._sse import ServerSentEvent
 from agentproto.testing import RunsServer, demo_agents
 
 from .both import Flavour
+from .faults import cutting_proxy
 from .raw_server import (
     BOUND,
     Connection,
@@ -466,7 +466,7 @@ async def test_caller_may_leave_while_a_join_waits() -> None:
 
 async def test_real_run_goes_on_behind_a_cut(flavour: Flavour) -> None:
     """A real server, whose connection a proxy of the tests cuts."""
-    with RunsServer(demo_agents) as upstream, raw_server(_cutting_proxy(upstream, 160)) as proxy:
+    with RunsServer(demo_agents) as upstream, raw_server(cutting_proxy(upstream.url, 160)) as proxy:
         client = flavour.client(proxy.url, retry=FAST)
         ask = {"n": 6, "interval": 0.02}
         stream = client.create_and_stream_run(
@@ -477,27 +477,6 @@ async def test_real_run_goes_on_behind_a_cut(flavour: Flavour) -> None:
     assert [event.data for event in found[1:-1]] == [{"tick": n} for n in range(1, 7)]
     assert [r.method for r in proxy.requests].count("POST") == 1
     assert len(proxy.requests) > 1
-
-
-def _cutting_proxy(upstream: RunsServer, after: int) -> Script:
-    async def script(connection: Connection) -> None:
-        host, port = upstream.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        request = connection.request
-        lines = [f"{request.method} {request.target} HTTP/1.1"]
-        lines += [f"{name}: {value}" for name, value in request.headers.items()]
-        writer.write("\r\n".join([*lines, "", ""]).encode("latin-1") + request.body)
-        try:
-            await connection.send(await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), BOUND))
-            await connection.send(await asyncio.wait_for(reader.readexactly(after), BOUND))
-        except asyncio.IncompleteReadError as rest:
-            await connection.send(rest.partial)
-        writer.close()
-        with suppress(OSError):
-            await writer.wait_closed()
-        connection.reset()
-
-    return script
 
 
 def seen(event_id: str | None, event: str = "custom") -> ServerSentEvent:

@@ -47,7 +47,7 @@ def values_adapter(values_type: type[T]) -> TypeAdapter[T]:
     """
     try:
         return _cached_adapter(cast("Hashable", values_type))
-    except (PydanticUserError, TypeError, AttributeError) as exc:
+    except (PydanticUserError, NameError, TypeError, AttributeError) as exc:
         raise TypeError(
             f"values_type: expected a pydantic model, dataclass or TypedDict, "
             f"got {values_type!r}: {exc}"
@@ -56,7 +56,10 @@ def values_adapter(values_type: type[T]) -> TypeAdapter[T]:
 
 @lru_cache(maxsize=128)
 def _cached_adapter(values_type: Hashable) -> TypeAdapter[Any]:
-    return TypeAdapter(cast("type[Any]", values_type))
+    adapter = TypeAdapter(cast("type[Any]", values_type))
+    if not adapter.pydantic_complete:
+        adapter.rebuild(raise_errors=True)
+    return adapter
 
 
 def take_interrupts(data: Any) -> tuple[Any, tuple[Interrupt, ...]]:

@@ -211,6 +211,7 @@ class _ClientIO(ABC, Generic[C]):
         self._auth = auth
         self._is_ours = is_ours
         self._pid = os.getpid()
+        self._making = threading.Lock()
         self.is_closed = False
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
         self.exchanges: set[Exchange] = set()
@@ -272,10 +273,11 @@ class _ClientIO(ABC, Generic[C]):
             raise RuntimeError("this client is closed; make a new one")
         if self._pid != os.getpid():
             self._meet_fork()
-        client = self._get_client()
-        if client is None:
-            client = self._make()
-            self._set_client(client)
+        with self._making:
+            client = self._get_client()
+            if client is None:
+                client = self._make()
+                self._set_client(client)
         return client
 
     def _meet_fork(self) -> None:
@@ -287,7 +289,7 @@ class _ClientIO(ABC, Generic[C]):
             )
         _abandoned.append((self._get_client(), *self.exchanges))
         self._set_client(None)
-        self._pid = os.getpid()
+        self._pid, self._making = os.getpid(), threading.Lock()
         self.exchanges, self.dropped, self._stops = set(), deque(), WeakSet()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:

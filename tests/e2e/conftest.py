@@ -1,41 +1,72 @@
-"""A real `langgraph dev` on a free loopback port, in an environment of its own."""
+"""One session of each real server, and the table of what they did."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import shutil
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-HERE = Path(__file__).parent
-WORK = HERE.parents[1] / ".e2e"
-START_SECONDS = 120.0
-STOP_SECONDS = 10.0
+from .servers import SERVERS, MissingError, Server, langgraph_dev
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN, END = "<!-- make e2e writes this table -->", "<!-- end of the table -->"
 
 
-@pytest.fixture(scope="session")
-def langgraph_dev(pytestconfig: pytest.Config) -> Iterator[str]:
-    """Base URL of the server, which ends with the session."""
-    with _told_at_once(pytestconfig):
-        binaries = _installed(HERE / "langgraph_dev", WORK / "langgraph_dev")
-        port = _free_port()
-        process, log = _started(binaries, port)
-    try:
+@dataclass(frozen=True)
+class Target:
+    """A server that runs, and how to speak to it."""
+
+    server: Server
+    url: str
+
+    @property
+    def name(self) -> str:
+        return self.server.name
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {"dialect": self.server.dialect}
+
+
+@dataclass
+class Results:
+    """Outcomes by scenario and server: of all its tests together."""
+
+    outcomes: dict[tuple[str, str], set[str]] = field(default_factory=dict)
+    notes: dict[tuple[str, str], str] = field(default_factory=dict)
+
+    def titles(self) -> list[str]:
+        return list(dict.fromkeys(title for title, _ in self.outcomes))
+
+
+RESULTS = Results()
+
+
+@pytest.fixture(scope="session", params=SERVERS, ids=lambda server: server.name)
+def target(request: pytest.FixtureRequest) -> Iterator[Target]:
+    """Each server in turn."""
+    server: Server = request.param
+    with ExitStack() as stack:
+        try:
+            with _told_at_once(request.config):
+                url = stack.enter_context(server.started())
+        except MissingError as missing:
+            pytest.skip(f"{server.name} needs {missing}")
+        yield Target(server, url)
+
+
+@pytest.fixture(scope="session", name="langgraph_dev")
+def _langgraph_dev(pytestconfig: pytest.Config) -> Iterator[str]:
+    """Base URL of a `langgraph dev`, which ends with the session."""
+    with ExitStack() as stack:
         with _told_at_once(pytestconfig):
-            _wait_until_ready(process, port, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        _stop(process)
+            url = stack.enter_context(langgraph_dev())
+        yield url
 
 
 @contextmanager
@@ -46,77 +77,70 @@ def _told_at_once(config: pytest.Config) -> Iterator[None]:
         yield
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)  # noqa: T201  # installing takes a while
+@pytest.fixture
+def deviation(request: pytest.FixtureRequest, target: Target) -> Any:
+    """What this server does otherwise in this scenario: its second part, else None."""
+    told = request.node.get_closest_marker("scenario").kwargs.get(_key(target.name))
+    return None if told is None else told[1]
 
 
-def _installed(source: Path, work: Path) -> Path:
-    requirements = source / "requirements.txt"
-    stamp = work / "installed"
-    wanted = hashlib.sha256(requirements.read_bytes()).hexdigest()
-    binaries = work / "venv" / "bin"
-    if not stamp.exists() or stamp.read_text() != wanted:
-        _say(f"\ninstalling {requirements.name} of {source.name} (some 25 s, once)")
-        shutil.rmtree(work, ignore_errors=True)
-        subprocess.run([sys.executable, "-m", "venv", work / "venv"], check=True)
-        pip = [str(binaries / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet"]
-        subprocess.run([*pip, "install", "-r", str(requirements)], check=True)
-        stamp.write_text(wanted)
-    # The server keeps its state beside the graphs: each session begins without any.
-    shutil.rmtree(work / "app", ignore_errors=True)
-    shutil.copytree(source, work / "app")
-    return binaries
+def _key(name: str) -> str:
+    return name.replace(" ", "_")
 
 
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
-        return port
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    marker = item.get_closest_marker("scenario")
+    if marker is not None and (report.when == "call" or not report.passed):
+        name = item.callspec.params["target"].name  # type: ignore[attr-defined]  # a parametrized one
+        place = (marker.args[0], name)
+        RESULTS.outcomes.setdefault(place, set()).add(report.outcome)
+        if _key(name) in marker.kwargs:
+            RESULTS.notes[place] = marker.kwargs[_key(name)][0]
+    return report
 
 
-def _started(binaries: Path, port: int) -> tuple[subprocess.Popen[bytes], Path]:
-    app = binaries.parents[1] / "app"
-    log = binaries.parents[1] / "server.log"
-    keys = ("LANGSMITH_", "LANGCHAIN_", "LANGGRAPH_")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(keys)}
-    environment |= {
-        "LANGGRAPH_CLI_NO_ANALYTICS": "1",
-        "LANGSMITH_TRACING": "false",
-        "LANGCHAIN_TRACING_V2": "false",
-    }
-    where = ["--host", "127.0.0.1", "--port", str(port)]
-    options = ["--no-browser", "--no-reload", "--n-jobs-per-worker", "10"]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [binaries / "langgraph", "dev", *where, *options],
-            cwd=app,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-    return process, log
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Write the table, where every scenario was played on every server."""
+    titles = RESULTS.titles()
+    played = {(title, server.name) for title in titles for server in SERVERS}
+    everything = {item.originalname for item in session.items if isinstance(item, pytest.Function)}
+    is_all = "test_create_and_wait_run" in everything and len(titles) == _count_of_scenarios(
+        session
+    )
+    if not is_all or played != set(RESULTS.outcomes):
+        return
+    text = README.read_text()
+    table = re.compile(f"(?<={re.escape(BEGIN)}\n).*(?={re.escape(END)})", re.DOTALL)
+    README.write_text(table.sub(lambda _: _table(titles), text))
 
 
-def _wait_until_ready(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    _say(f"\nstarting langgraph dev on port {port}")
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/ok", timeout=1):
-                return
-        except OSError:
-            time.sleep(0.2)  # between two questions, within the bound above
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-30:])
-    pytest.fail(f"langgraph dev did not start within {START_SECONDS:g} s; its log ends:\n{tail}")
+def _count_of_scenarios(session: pytest.Session) -> int:
+    path = Path(__file__).parent / "test_servers.py"
+    return path.read_text().count("@pytest.mark.scenario(") if session.items else 0
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    for end in (signal.SIGTERM, signal.SIGKILL):
-        if process.poll() is None:
-            os.killpg(process.pid, end)
-            try:
-                process.wait(STOP_SECONDS)
-            except subprocess.TimeoutExpired:
-                continue
+def _table(titles: list[str]) -> str:
+    notes = list(dict.fromkeys(RESULTS.notes.values()))
+    rows = [
+        ["", *(server.name for server in SERVERS)],
+        ["---", *("---" for _ in SERVERS)],
+        ["version", *(server.version for server in SERVERS)],
+        *([title, *(_cell(title, server.name, notes) for server in SERVERS)] for title in titles),
+    ]
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    told = [f"{number}. {note}" for number, note in enumerate(notes, 1)]
+    return "\n".join(["", *lines, "", *told, "", ""])
+
+
+def _cell(title: str, name: str, notes: list[str]) -> str:
+    outcomes = RESULTS.outcomes[title, name]
+    if outcomes == {"skipped"}:
+        return "not run"
+    if "failed" in outcomes:
+        return "no"
+    note = RESULTS.notes.get((title, name))
+    return "yes" if note is None else f"yes ({notes.index(note) + 1})"

@@ -131,6 +131,9 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
             raise ValueError(
                 f"{name}: LangGraph servers do not list runs by it; look at the {name} of each run"
             )
+    limit, offset = fields.get("limit", 10), fields.get("offset", 0)
+    # LangGraph.js takes limit for the end of the page, counted from the first run of all.
+    fields["limit"] = max(limit, min(limit + offset, 1000))
     return Operation(
         method="GET",
         is_idempotent=True,
@@ -138,7 +141,7 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
         query={name: str(value) for name, value in {**fields, **extra_body}.items()},
         thread_id=thread_id,
         run_named_by=run_named_by,
-        decode=partial(runs_in, reshape=_run_of_schema),
+        decode=lambda answer: runs_in(answer, reshape=_run_of_schema)[:limit],
     )
 
 
@@ -406,7 +409,9 @@ def _questions(run: RunRef) -> Operation[list[Interrupt]]:
 
 def _questions_in(answer: Answer) -> list[Interrupt]:
     state = state_in(answer)
-    parts = [state, *(as_object(task) or {} for task in as_list(state.get("tasks")) or ())]
+    tasks = [as_object(task) or {} for task in as_list(state.get("tasks")) or ()]
+    # A task that has its result was answered, and waits for the others.
+    parts = [state, *(task for task in tasks if task.get("result") is None)]
     return merged_interrupts(*(interrupts_in(part.get("interrupts") or []) for part in parts))
 
 

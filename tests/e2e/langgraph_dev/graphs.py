@@ -1,4 +1,4 @@
-"""Graphs for `langgraph dev` that need no model: each shows one thing on the wire."""
+"""Graphs for `langgraph dev` and aegra that need no model: each shows one thing on the wire."""
 
 import asyncio
 import operator
@@ -9,7 +9,7 @@ from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage
 from langgraph.config import get_stream_writer
 from langgraph.graph import END, START, MessagesState, StateGraph
-from langgraph.types import interrupt
+from langgraph.types import Send, interrupt
 
 
 def replies() -> Iterator[AIMessage]:
@@ -45,6 +45,7 @@ agent = (
 
 class HitlState(TypedDict, total=False):
     topic: str
+    parallel: bool
     answers: Annotated[list[Any], operator.add]
 
 
@@ -52,7 +53,23 @@ def ask(state: HitlState) -> dict[str, Any]:
     return {"answers": [interrupt({"question": f"Approve {state.get('topic')}?"})]}
 
 
-hitl = StateGraph(HitlState).add_node("ask", ask).add_edge(START, "ask").compile()
+def ask_one(state: dict[str, str]) -> dict[str, Any]:
+    return {"answers": [{state["about"]: interrupt({"question": state["about"]})}]}
+
+
+def route(state: HitlState) -> str | list[Send]:
+    if state.get("parallel"):
+        return [Send("ask_one", {"about": about}) for about in ("first?", "second?")]
+    return "ask"
+
+
+hitl = (
+    StateGraph(HitlState)
+    .add_node("ask", ask)
+    .add_node("ask_one", ask_one)
+    .add_conditional_edges(START, route, ["ask", "ask_one"])
+    .compile()
+)
 
 
 class Counted(TypedDict, total=False):
