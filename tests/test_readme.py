@@ -38,6 +38,7 @@ PRINTED = [
         "end {'status': 'success'}",
     ],
     [],
+    [TRIP],
     [],
 ]
 
@@ -82,6 +83,21 @@ def test_example_runs_to_its_end() -> None:
         'final values: {"to": "Oslo", "price": 120, "booked": true}\n'
         'the same without asyncio: {"to": "Oslo", "price": 120, "booked": true}\n'
     )
+
+
+def test_example_of_a_person_who_approves() -> None:
+    """examples/approve.py: stream, ask, resume, until done."""
+    with RunsServer(demo_agents) as server:
+        arguments = [server.url, "agent-protocol", "trip", '{"to": "Oslo"}']
+        told = subprocess.run(
+            [sys.executable, "-W", "error", str(EXAMPLE.parent / "approve.py"), *arguments],
+            input="yes\n",
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+    assert "Book the trip to Oslo for 120?" in told.stdout
+    assert told.stdout.endswith('final values: {"to": "Oslo", "price": 120, "booked": true}\n')
 
 
 def test_example_takes_a_server_of_yours() -> None:

@@ -248,6 +248,8 @@ class RunStream(StreamState[T]):
     def text(self) -> AsyncIterator[str]:
         """Only what the assistant says, piece by piece, in whichever form the server sends it.
 
+        Nothing, where the `stream_mode` of the run has no messages.
+
         Raises:
             AgentProtoError: as iteration over the events does.
         """
@@ -379,7 +381,8 @@ class RunCalls:
         Nothing is sent until the stream is entered or iterated. A run whose stream is left is
         cancelled by the server, unless it was created with `on_disconnect="continue"`; then a
         stream that is cut goes on by itself, if the server gives its events ids (`rejoin=False`
-        switches that off).
+        switches that off). LangGraph servers let a run go on, unless it was created with
+        `on_disconnect="cancel"`, and keep events only with `stream_resumable`.
 
         Raises:
             TypeError, ValueError: an argument is wrong; nothing was sent.
@@ -427,9 +430,10 @@ class RunCalls:
     ) -> RunWaitResponse[Any]:
         """Update (resume) a run, wait until it ends and return its final output.
 
-        `run` is a run id, or what knows one: a `RunRef` such as `stream.run`, a `Run`, a
+        `run` is a run id, or what knows one: a stream, a `RunRef` such as `stream.run`, a `Run`, a
         `RunWaitResponse`. Takes a `RunUpdate`, or its field as keyword:
-        `command=Command(resume=...)`. A resume is never sent twice by itself.
+        `command=Command(resume=...)`. A resume is never sent twice by itself. LangGraph servers
+        make it a new run, which is the one that comes back.
 
         Options and errors are those of `create_and_wait_run`; `NotFoundError` is an unknown run,
         `ConflictError` one that waits for no answer.
@@ -627,7 +631,8 @@ class RunCalls:
         `last_event_id` is the id of the last event that was handled, from this process or another
         one: a server that keeps events goes on behind it. Without it, what a server sends of the
         past is up to the server; the protocol asks for new output only. Leaving the stream does
-        not cancel the run.
+        not cancel the run. On LangGraph servers `rejoin=True` says that the run was created with
+        `stream_resumable`, so that a cut stream can go on.
 
         Raises:
             TypeError, ValueError: an argument is wrong; nothing was sent.

@@ -6,6 +6,10 @@ What a server does otherwise is named beside its scenario, and checked like ever
 from __future__ import annotations
 
 import asyncio
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -33,6 +37,7 @@ SAID = "Hello from a fake model"
 HI = {"agent_id": "agent", "input": {"messages": [{"role": "user", "content": "hi"}]}}
 LONG = {"agent_id": "slow", "input": {"n": 100, "interval": 0.1}}
 BOUND = 30.0
+EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def on_a_thread() -> dict[str, Any]:
@@ -219,6 +224,24 @@ async def test_hidden_question(flavour: Flavour, client: Any) -> None:
     hidden = {**ASK, "stream_mode": "custom", **on_a_thread()}
     asked = await flavour.call(client.create_and_wait_run, **hidden)
     assert [each.value for each in asked.interrupts] == [{"question": "Approve deploy?"}]
+
+
+@pytest.mark.scenario("`examples/approve.py`: stream, ask, resume, until done")
+@pytest.mark.parametrize("ask", [ASK, ASK_TWO], ids=["one question", "two questions"])
+async def test_approve_loop(target: Target, ask: Any) -> None:
+    arguments = [target.url, target.server.dialect, ask["agent_id"], json.dumps(ask["input"])]
+    told = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "error", EXAMPLES / "approve.py", *arguments],
+        input="yes\nno\n",
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=BOUND,
+    )
+    _, _, final = told.stdout.rpartition("final values: ")
+    answers = [{"first?": "yes"}, {"second?": "no"}] if ask is ASK_TWO else ["yes"]
+    assert json.loads(final)["answers"] == answers
 
 
 @pytest.mark.scenario("an answer to a question that is not asked is refused")
