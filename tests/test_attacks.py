@@ -662,3 +662,38 @@ async def test_questions_by_the_thousand_take_no_time(flavour: Flavour) -> None:
             pytest.fail(str(error))
         assert len(stream.interrupts) == count
         await flavour.close(client)
+
+
+@pytest.mark.parametrize(("version", "is_shut"), [(b"HTTP/1.1", True), (b"HTTP/2", False)])
+def test_socket_that_other_runs_use_is_left_alone(version: bytes, is_shut: bool) -> None:
+    """Over HTTP/2 one connection carries many streams: leaving one must not end the others."""
+    ours, theirs = socket.socketpair()
+    connection = type("Stream", (), {"get_extra_info": lambda *_: ours})()
+
+    def answer_of(extensions: dict[str, Any]) -> httpx.MockTransport:
+        def handle(_: httpx.Request) -> httpx.Response:
+            headers = {"content-type": "text/event-stream"}
+            body = httpx.ByteStream(META + numbered(1))
+            return httpx.Response(200, headers=headers, stream=body, extensions=extensions)
+
+        return httpx.MockTransport(handle)
+
+    with ours, theirs:
+        theirs.settimeout(0.05)
+        extensions = {"http_version": version, "network_stream": connection}
+        with RunsClient(transport=answer_of(extensions)) as client:
+            stream = client.create_and_stream_run()
+            next(stream)
+            stream.core.abandon()
+            if is_shut:
+                assert theirs.recv(1) == b""
+            else:
+                with pytest.raises(TimeoutError):
+                    theirs.recv(1)
+            stream.close()
+    with RunsClient(transport=answer_of({"http_version": version})) as client:
+        stream = client.create_and_stream_run()
+        next(stream)
+        stream.core.abandon()  # a transport without a socket has nothing to shut down
+        stream.close()
+        assert stream.ended == "closed"

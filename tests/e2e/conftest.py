@@ -121,7 +121,8 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
 
 
 def _table(titles: list[str]) -> str:
-    notes = list(dict.fromkeys(RESULTS.notes.values()))
+    places = [(title, server.name) for title in titles for server in SERVERS]
+    notes = list(dict.fromkeys(RESULTS.notes[p] for p in places if p in RESULTS.notes))
     rows = [
         ["", *(server.name for server in SERVERS)],
         ["---", *("---" for _ in SERVERS)],
