@@ -450,26 +450,33 @@ async def test_stream_that_is_closed_before_its_headers_is_left() -> None:
             assert await asyncio.to_thread(server.all_closed.wait, SOON)
 
 
-async def test_task_that_is_cancelled_twice_leaves_nothing_open() -> None:
+@pytest.mark.parametrize("turns", range(6))
+@pytest.mark.parametrize("place", ["headers", "events"])
+async def test_task_that_is_cancelled_twice_leaves_nothing_open(place: str, turns: int) -> None:
     """A second cancellation that meets the closing of the first."""
-    for turns in range(6):
-        with raw_server(held(META)) as server:
-            async with AsyncRunsClient(server.url) as client:
+    is_there = asyncio.Event()
 
-                async def consume(client: AsyncRunsClient = client) -> None:
-                    async with client.create_and_stream_run() as stream:
-                        async for _ in stream:
-                            pass
+    async def silent(connection: Connection) -> None:
+        await connection.client_closes()
 
-                task = asyncio.create_task(consume())
-                await asyncio.to_thread(server.asked.wait, BOUND)
-                task.cancel()
-                for _ in range(turns):
-                    await asyncio.sleep(0)
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
-                assert await asyncio.to_thread(server.all_closed.wait, SOON), turns
+    async def consume(client: AsyncRunsClient) -> None:
+        async with client.create_and_stream_run() as stream:
+            async for _ in stream:
+                is_there.set()
+
+    with raw_server(held(META) if place == "events" else silent) as server:
+        async with AsyncRunsClient(server.url) as client:
+            task = asyncio.create_task(consume(client))
+            await asyncio.to_thread(server.asked.wait, BOUND)
+            if place == "events":
+                await asyncio.wait_for(is_there.wait(), BOUND)
+            task.cancel()
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            with suppress(asyncio.CancelledError):
+                await task
+            assert await asyncio.to_thread(server.all_closed.wait, SOON)
 
 
 async def test_stream_that_was_entered_and_dropped_gives_its_connection_back(

@@ -419,8 +419,11 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
         client = self._ready_client()
         await self.release_dropped()
         built: httpx.Request | None = None
+        connection: Any = None
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
+            nonlocal connection
+            connection = _connection_made(name, info) or connection
             _look_for_redirect(name, info, request)
 
         try:
@@ -430,6 +433,10 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
                 response = await client.send(built, **self._send_options())
         except _TRANSPORT_ERRORS as exc:
             raise self.error(exc, request, built) from _tellable(exc)
+        except BaseException:
+            # A second cancellation may meet httpcore just when it closes the connection.
+            _shut_down(connection)
+            raise
         return _AsyncExchange(self, client, request, response)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
@@ -493,10 +500,11 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     def _note_connection(self, name: str, info: Mapping[str, Any]) -> None:
         # Which connection a request waits on, httpx tells only with the answer.
-        if name.endswith(("connect_tcp.complete", "start_tls.complete")):
-            self._connections.add(info["return_value"])
+        made = _connection_made(name, info)
+        if made is not None:
+            self._connections.add(made)
             if self.is_closed:
-                _shut_down(info["return_value"])
+                _shut_down(made)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         self._stops.add(request.stop)
@@ -602,6 +610,11 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Status
 
 def _is_of(exc: Exception, built: httpx.Request) -> bool:
     return getattr(exc, "_request", built) in {built, None}
+
+
+def _connection_made(name: str, info: Mapping[str, Any]) -> Any:
+    is_made = name.endswith(("connect_tcp.complete", "start_tls.complete"))
+    return info["return_value"] if is_made else None
 
 
 def _look_for_redirect(name: str, info: Mapping[str, Any], request: WireRequest) -> None:

@@ -6,9 +6,11 @@ dialect is a module with the functions of `Dialect`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
+from urllib.parse import unquote
 
 from .._models import (
     Interrupt,
@@ -19,10 +21,32 @@ from .._models import (
     RunSearchRequest,
     RunUpdate,
     RunWaitResponse,
+    is_one_segment,
 )
 from .._sse import ServerSentEvent
 
 T = TypeVar("T")
+
+
+_RUN_AT_END = re.compile(
+    r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/(?:stream|wait|join))?/?$"
+)
+
+
+_NO_RUNS = frozenset({"wait", "stream", "search"})
+"""What stands where a run id does in the URLs of other calls."""
+
+
+def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
+    """The run that Content-Location or Location name; only the ids are read out of the URL."""
+    for name in ("content-location", "location"):
+        found = _RUN_AT_END.search(headers.get(name, ""))
+        if found is None:
+            continue
+        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
+        if is_one_segment(run_id) and run_id not in _NO_RUNS and "\ufffd" not in run_id:
+            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +77,7 @@ class Request:
     is_idempotent: bool = False
     continues: bool | None = None
     shows_interrupts: bool = True
-    run_named_by: Callable[[Mapping[str, str]], RunRef | None]
+    run_named_by: Callable[[Mapping[str, str]], RunRef | None] = run_named_by
 
     @property
     def asked(self) -> str:

@@ -17,7 +17,7 @@ from .._models import (
     event_id_bytes,
 )
 from . import FollowUp, Operation, Request, StreamOperation
-from .bodies import content_of, nothing, run_in, run_named_by, runs_in, segment, wait_decoder
+from .bodies import content_of, nothing, run_in, runs_in, segment, wait_decoder
 
 T = TypeVar("T")
 
@@ -32,7 +32,6 @@ def create_and_wait_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
-        run_named_by=run_named_by,
         decode=wait_decoder(None, values_type),
         follow_up=_follow_up(values_type),
     )
@@ -48,7 +47,6 @@ def create_and_stream_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
-        run_named_by=run_named_by,
         decode=EventReader(values_type),
         follow_up=_follow_up(values_type),
         join=_join,
@@ -67,7 +65,6 @@ def update_and_wait_run(
         path=f"runs/{segment(run.run_id)}/wait",
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
-        run_named_by=run_named_by,
         decode=wait_decoder(run, values_type),
         follow_up=_follow_up(values_type),
     )
@@ -86,7 +83,6 @@ def update_and_stream_run(
         begins_run=False,
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
-        run_named_by=run_named_by,
         decode=EventReader(values_type),
         follow_up=_follow_up(values_type),
         join=_join,
@@ -100,7 +96,6 @@ def create_run(run_create: RunCreate, extra_body: Mapping[str, Any]) -> Operatio
         path="runs",
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
-        run_named_by=run_named_by,
         decode=partial(run_in, ref=None),
     )
 
@@ -112,7 +107,6 @@ def get_run(run: RunRef) -> Operation[Run]:
         is_idempotent=True,
         path=f"runs/{segment(run.run_id)}",
         run=run,
-        run_named_by=run_named_by,
         decode=partial(run_in, ref=run),
     )
 
@@ -124,7 +118,6 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
         path="runs/search",
         is_idempotent=True,
         content=content_of(request.fields_to_send(), extra_body),
-        run_named_by=run_named_by,
         decode=runs_in,
     )
 
@@ -147,7 +140,6 @@ def stream_run(
         last_event_id=last_event_id,
         begins_run=False,
         continues=True,
-        run_named_by=run_named_by,
         decode=EventReader(values_type),
         follow_up=_follow_up(values_type),
         join=_join,
@@ -161,7 +153,6 @@ def cancel_run(run: RunRef, *, wait: bool, action: str) -> Operation[None]:
         path=f"runs/{segment(run.run_id)}/cancel",
         query={"wait": str(wait).lower(), "action": action},
         run=run,
-        run_named_by=run_named_by,
         decode=nothing,
         has_body=False,
     )
@@ -173,7 +164,6 @@ def delete_run(run: RunRef) -> Operation[None]:
         method="DELETE",
         path=f"runs/{segment(run.run_id)}",
         run=run,
-        run_named_by=run_named_by,
         decode=nothing,
         has_body=False,
     )
@@ -186,7 +176,6 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
         is_idempotent=True,
         path=f"runs/{segment(run.run_id)}/wait",
         run=run,
-        run_named_by=run_named_by,
         decode=wait_decoder(run, values_type),
     )
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -20,32 +19,12 @@ from .._events import (
     values_adapter,
 )
 from .._json import parse_json, to_json
-from .._models import FAILED, Run, RunRef, RunWaitResponse, is_one_segment
+from .._models import FAILED, Run, RunRef, RunWaitResponse
 from .._shapes import as_list, as_object
-from . import Answer
+from . import Answer, run_named_by
 
 T = TypeVar("T")
 J = TypeVar("J")
-
-_RUN_AT_END = re.compile(
-    r"(?:/threads/(?P<thread>[^/?#]+))?/runs/(?P<run>[^/?#]+)(?:/(?:stream|wait|join))?/?$"
-)
-
-
-_NO_RUNS = frozenset({"wait", "stream", "search"})
-"""What stands where a run id does in the URLs of other calls."""
-
-
-def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
-    """The run that Content-Location or Location name; only the ids are read out of the URL."""
-    for name in ("content-location", "location"):
-        found = _RUN_AT_END.search(headers.get(name, ""))
-        if found is None:
-            continue
-        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
-        if is_one_segment(run_id) and run_id not in _NO_RUNS and "\ufffd" not in run_id:
-            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
-    return None
 
 
 def segment(value: str) -> str:

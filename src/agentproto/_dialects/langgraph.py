@@ -39,7 +39,6 @@ from .bodies import (
     content_of,
     nothing,
     run_in,
-    run_named_by,
     runs_in,
     segment,
     state_in,
@@ -103,7 +102,6 @@ def create_run(run_create: RunCreate, extra_body: Mapping[str, Any]) -> Operatio
         path=_runs(run_create.thread_id),
         content=content_of(_create_fields(run_create, extra_body), extra_body),
         thread_id=run_create.thread_id,
-        run_named_by=run_named_by,
         decode=partial(run_in, ref=None, reshape=_run_of_schema),
     )
 
@@ -115,7 +113,6 @@ def get_run(run: RunRef) -> Operation[Run]:
         is_idempotent=True,
         path=_path(run),
         run=run,
-        run_named_by=run_named_by,
         decode=partial(run_in, ref=run, reshape=_run_of_schema),
     )
 
@@ -140,7 +137,6 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
         path=_runs(thread_id),
         query={name: str(value) for name, value in {**fields, **extra_body}.items()},
         thread_id=thread_id,
-        run_named_by=run_named_by,
         decode=lambda answer: runs_in(answer, reshape=_run_of_schema)[:limit],
     )
 
@@ -152,7 +148,6 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
         is_idempotent=True,
         path=f"{_path(run)}/join",
         run=run,
-        run_named_by=run_named_by,
         decode=wait_decoder(run, values_type, _output_of_schema),
         shows_interrupts=False,  # LangGraph.js leaves them out
         follow_up=_follow_up(values_type),
@@ -174,7 +169,6 @@ def stream_run(
         last_event_id=last_event_id,
         begins_run=False,
         continues=True,
-        run_named_by=run_named_by,
         why_not_kept=None if are_events_kept else _PERHAPS_NOT_KEPT,
         replay_from=REPLAY_ALL,
         decode=partial(_event_of_join, read=reader, asked=joined.asked),
@@ -194,7 +188,6 @@ def cancel_run(run: RunRef, *, wait: bool, action: str) -> Operation[None]:
         path=f"{_path(run)}/cancel",
         query={"wait": str(int(wait)), "action": action},  # aegra takes no true and false
         run=run,
-        run_named_by=run_named_by,
         decode=nothing,
         has_body=False,
     )
@@ -206,7 +199,6 @@ def delete_run(run: RunRef) -> Operation[None]:
         method="DELETE",
         path=_path(run),
         run=run,
-        run_named_by=run_named_by,
         decode=nothing,
         has_body=False,
     )
@@ -225,7 +217,6 @@ def _wait(
         content=content_of(fields, extra_body),
         thread_id=thread_id,
         continues=body.get("on_disconnect") == "continue",
-        run_named_by=run_named_by,
         decode=wait_decoder(None, values_type, _output_of_schema),
         shows_interrupts=_shows_interrupts(body.get("stream_mode")),
         follow_up=_follow_up(values_type),
@@ -244,7 +235,6 @@ def _stream(
         content=content_of(fields, extra_body),
         thread_id=thread_id,
         continues={**fields, **extra_body}.get("on_disconnect") == "continue",
-        run_named_by=run_named_by,
         why_not_kept=None if extra_body.get("stream_resumable") is True else _NOT_KEPT,
         replay_from=REPLAY_ALL,
         decode=EventReader(values_type),
@@ -271,7 +261,6 @@ def _join(run: RunRef, last_event_id: str | None) -> Request:
         path=f"{_path(run)}/stream",
         headers=headers,
         run=run,
-        run_named_by=run_named_by,
     )
 
 
@@ -402,7 +391,6 @@ def _questions(run: RunRef) -> Operation[list[Interrupt]]:
         is_idempotent=True,
         path=f"threads/{segment(_thread_of(run))}/state",
         run=run,
-        run_named_by=run_named_by,
         decode=_questions_in,
     )
 
