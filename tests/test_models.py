@@ -36,7 +36,7 @@ from agentproto import (
     ValuesEvent,
 )
 from agentproto._json import parse_json, to_json
-from agentproto._models import run_ref
+from agentproto._models import message_from, run_ref
 
 RUN = "6f1f4e0c-55c9-4c3d-9d29-8c3c6c3ad0d5"
 
@@ -322,3 +322,33 @@ def test_escaped_lone_surrogate_is_read() -> None:
     for raw in (b"{", b"\xff", b"[" * 100_000):
         with pytest.raises(ValueError, match="line 1"):
             parse_json(raw)
+
+
+message_fields = st.fixed_dictionaries(
+    {},
+    optional={
+        "role": st.sampled_from(["assistant", "", None, 3]) | st.text(max_size=3),
+        "type": st.sampled_from(["ai", "human", "AIMessageChunk", "tool", None, 3, []]),
+        "content": st.text(max_size=5) | st.sampled_from([None, 3, [], [{"type": "text"}], ["a"]]),
+        "id": st.sampled_from(["m1", None, 3]),
+        "metadata": st.sampled_from([None, {}, {"a": 1}, 3]),
+        "tool_calls": st.sampled_from([None, [], [{"a": 1}]]),
+    },
+)
+
+
+@given(message_fields | st.sampled_from([None, 3, "text", []]))
+def test_message_of_text_is_what_pydantic_makes_of_it(item: Any) -> None:
+    """Differential: the short way to a message of a stream, against the long one."""
+    try:
+        expected = Message.model_validate(item)
+    except ValidationError:
+        with pytest.raises(ValidationError):
+            message_from(item)
+        return
+    found = message_from(item)
+    assert found == expected
+    assert found.model_fields_set == expected.model_fields_set
+    assert found.model_extra == expected.model_extra
+    assert found.model_dump() == expected.model_dump()
+    assert pickle.loads(pickle.dumps(found)) == expected

@@ -28,6 +28,7 @@ from ._models import (
     UnknownEvent,
     UpdatesEvent,
     ValuesEvent,
+    message_from,
 )
 from ._shapes import as_list, as_object
 from ._sse import ServerSentEvent
@@ -111,8 +112,11 @@ class EventReader(Generic[T]):
         Raises:
             ProtocolError: if its name is of the protocol and its data is not.
         """
-        name, _, inner = sse.event.partition("|")
-        namespace = tuple(inner.split("|")) if inner else ()
+        name = sse.event
+        namespace: tuple[str, ...] = ()
+        if "|" in name:
+            name, *inner = name.split("|")
+            namespace = () if inner == [""] else tuple(inner)
         try:
             if name == "values":
                 return self._values(sse, namespace)
@@ -149,7 +153,7 @@ def _custom(sse: ServerSentEvent, namespace: tuple[str, ...]) -> CustomEvent:
 def _chunk(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
     data = _json(sse)
     items, metadata = _messages_and_metadata(data)
-    messages = tuple(map(Message.model_validate, items))
+    messages = tuple(map(message_from, items))
     return MessagesEvent(sse.event, data, "chunk", sse.own_id, namespace, messages, metadata)
 
 
@@ -164,7 +168,7 @@ def _complete(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent
 def _whole(sse: ServerSentEvent, namespace: tuple[str, ...], kind: Kind) -> MessagesEvent:
     data = _json(sse)
     items = as_list(data)
-    messages = tuple(map(Message.model_validate, [data] if items is None else items))
+    messages = tuple(map(message_from, [data] if items is None else items))
     return MessagesEvent(sse.event, data, kind, sse.own_id, namespace, messages)
 
 
@@ -305,6 +309,8 @@ class Transcript(Generic[T]):
 
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
+        if isinstance(event, MessagesEvent):  # nearly every event: a match would come to it late
+            return "".join([self._said(message, event.kind) for message in event.messages])
         match event:
             case ValuesEvent(namespace=()):
                 self.shows_state = True
@@ -312,8 +318,6 @@ class Transcript(Generic[T]):
             case ValuesEvent() | UpdatesEvent():
                 self.shows_state = self.shows_state or not event.namespace
                 self.ask(event.interrupts)
-            case MessagesEvent():
-                return "".join(self._said(message, event.kind) for message in event.messages)
             case ErrorEvent():
                 self.status = RunStatus.ERROR
             case EndEvent(status=status) if status is not None:

@@ -149,6 +149,44 @@ class Message(_Resource):
         return "".join(b.text for b in self.content if isinstance(b, MessageTextBlock))
 
 
+def message_from(item: Any) -> Message:
+    """A message as a server sends it.
+
+    Raises:
+        ValidationError: for what is none.
+    """
+    if isinstance(item, dict):
+        found = cast("dict[str, Any]", item)
+        kind, content, message_id = found.get("type"), found.get("content"), found.get("id")
+        role = found.get("role")
+        if role is None and isinstance(kind, str):
+            role = _ROLES.get(kind, kind)
+        is_plain = (message_id is None or isinstance(message_id, str)) and "metadata" not in found
+        if is_plain and isinstance(role, str) and isinstance(content, str):
+            return _message_of_text(found, role, content)
+    return Message.model_validate(item)
+
+
+def _message_of_text(item: dict[str, Any], role: str, content: str) -> Message:
+    # A piece of text, as nearly every message of a stream: what pydantic makes of it, in half
+    # the time.
+    extra = item.copy()
+    extra.pop("role", None)
+    del extra["content"]
+    fields: dict[str, Any] = {"role": role, "content": content, "id": None, "metadata": None}
+    if "id" in extra:
+        fields["id"] = extra.pop("id")
+    message = Message.__new__(Message)
+    _set(message, "__dict__", fields)
+    _set(message, "__pydantic_fields_set__", {"role", *item})
+    _set(message, "__pydantic_extra__", extra)
+    _set(message, "__pydantic_private__", None)
+    return message
+
+
+_set = object.__setattr__
+
+
 class RunConfig(_Request):
     """Configuration for the agent.
 

@@ -123,7 +123,7 @@ class EventStream(Generic[T]):
             sse = self._pending.popleft()
             try:
                 event = self._operation.decode(sse)
-                if self._is_to_be_looked_into(event):
+                if isinstance(event, EndEvent) and self._is_to_be_looked_into(event):
                     self._pending.appendleft(sse)
                     return None
                 is_new = self._account(event)
@@ -332,9 +332,9 @@ class EventStream(Generic[T]):
         if status is not None:
             await self._conclude(status, run)
 
-    def _is_to_be_looked_into(self, event: RunEvent[T]) -> bool:
+    def _is_to_be_looked_into(self, event: EndEvent) -> bool:
         """Whether this end does not tell it all, or may be that of an earlier part of the run."""
-        if self.run is None or self._is_concluded or not isinstance(event, EndEvent):
+        if self.run is None or self._is_concluded:
             return False
         asks = self._operation.follow_up.questions(self.run) is not None
         return event.status == RunStatus.INTERRUPTED and (asks or self._cursor.is_doubtful)
@@ -489,12 +489,12 @@ class EventStream(Generic[T]):
             is_first, self._had_metadata = not self._had_metadata, True
             self.new_text = ""
             return is_first
-        if self._settings.raise_on_failure:
+        if isinstance(event, ErrorEvent | EndEvent) and self._settings.raise_on_failure:
             self._check_not_failed(event)
         self.new_text = self._transcript.add(event)
         return True
 
-    def _check_not_failed(self, event: RunEvent[T]) -> None:
+    def _check_not_failed(self, event: ErrorEvent | EndEvent) -> None:
         match event:
             case ErrorEvent(error=error):
                 self.ended = "error"
