@@ -2,12 +2,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 QUIET := --quiet --disable-pip-version-check
 
-.PHONY: help demo test fuzz e2e clean
+.PHONY: help demo test fuzz e2e bench clean
 
 help:
 	@echo "make demo   stream a run, answer its question, see it finish (ARGS=\"--base-url URL\" for a server of yours)"
 	@echo "make test   lint, type checks, tests with coverage"
 	@echo "make fuzz   the properties among the tests, a hundred times as long"
+	@echo "make bench  typed events side by side with other clients (ARGS=--quick)"
 	@echo "make e2e    the same calls against real servers; writes the table of the README"
 
 .venv/pyvenv.cfg:
@@ -40,5 +41,13 @@ fuzz: .venv/installed-dev
 e2e: .venv/installed-dev
 	$(BIN)/python -m pytest tests/e2e
 
+.venv-bench/installed: benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install $(QUIET) --editable . --requirement benchmarks/requirements.txt
+	@touch $@
+
+bench: .venv-bench/installed
+	@.venv-bench/bin/python benchmarks/run.py $(ARGS)
+
 clean:
-	rm -rf .venv .e2e .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-bench .e2e .coverage .hypothesis .mypy_cache .pytest_cache .ruff_cache
