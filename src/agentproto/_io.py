@@ -7,6 +7,7 @@ names httpx clients, anyio or time.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import os
 import random
@@ -60,14 +61,29 @@ class Stop:
     """What ends the waits of a request, from any task or thread."""
 
     def __init__(self) -> None:
-        self.event = threading.Event()
-        self.scopes: set[anyio.CancelScope] = set()
+        self.event: threading.Event = threading.Event()
+        self.scopes: dict[anyio.CancelScope, asyncio.AbstractEventLoop | None] = {}
+        self.exchanges: set[Exchange] = set()
 
     def set(self) -> None:
         """End what waits now, and what would."""
         self.event.set()
-        for scope in tuple(self.scopes):
-            scope.cancel()
+        running = _running_loop()
+        for scope, loop in _members(self.scopes.items()):
+            if loop is running:
+                scope.cancel()
+            elif loop is not None:
+                with suppress(RuntimeError):  # it has ended meanwhile
+                    loop.call_soon_threadsafe(scope.cancel)
+        for exchange in _members(self.exchanges):
+            exchange.wake()
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:  # none, or that of trio
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +114,7 @@ class Exchange(ABC):
         self._pid = os.getpid()
         self._is_at_end = False
         owner.exchanges.add(self)
+        request.stop.exchanges.add(self)
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -115,9 +132,18 @@ class Exchange(ABC):
     def wake(self) -> None:
         """Shut the socket down, from any thread: it ends a read that blocks there."""
         # Over HTTP/2 the socket is that of other runs, too.
-        is_alone = self.response.extensions.get("http_version", b"").startswith(b"HTTP/1")
-        if is_alone and not self._is_at_end and self._pid == os.getpid():
-            _shut_down(self.response.extensions.get("network_stream"))
+        if not self._is_at_end and self._pid == os.getpid():
+            _shut_down(self._own_connection)
+
+    @property
+    def _own_connection(self) -> Any:
+        extensions = self.response.extensions
+        is_alone = extensions.get("http_version", b"").startswith(b"HTTP/1")
+        return extensions.get("network_stream") if is_alone else None
+
+    def _forget(self) -> None:
+        self._owner.exchanges.discard(self)
+        self.request.stop.exchanges.discard(self)
 
     def drop(self) -> None:
         """Let the server see that nobody listens any more, where nothing can be awaited."""
@@ -332,7 +358,7 @@ class _AsyncExchange(Exchange):
             raw = self.response.aiter_bytes() if was_read else self.response.stream
             self._body = aiter(cast("AsyncIterable[bytes]", raw))
         try:
-            if self.request.deadline is None:
+            if self.request.deadline is None and self._own_connection is not None:
                 return self._arrived(await self._next_piece(self._body))
             with self._io.within(self.request):
                 return self._arrived(await self._next_piece(self._body))
@@ -345,7 +371,7 @@ class _AsyncExchange(Exchange):
         return piece or b""
 
     async def release(self) -> None:
-        self._owner.exchanges.discard(self)
+        self._forget()
         # asyncio's own task.cancel() does not know the shield: it may come a second time.
         self.wake()
         with anyio.CancelScope(shield=True):
@@ -376,7 +402,7 @@ class _BlockingExchange(Exchange):
         super().hurry(seconds / 2)
 
     async def release(self) -> None:
-        self._owner.exchanges.discard(self)
+        self._forget()
         self.response.close()
 
 
@@ -406,11 +432,11 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
         patience = 2 * idle if until_headers and idle is not None else math.inf
         left = math.inf if request.deadline is None else request.deadline - time.monotonic()
         with anyio.move_on_after(max(0.0, min(patience, left))) as scope:
-            request.stop.scopes.add(scope)
+            request.stop.scopes[scope] = _running_loop()
             try:
                 yield
             finally:
-                request.stop.scopes.discard(scope)
+                del request.stop.scopes[scope]
         if scope.cancelled_caught:
             self.check_not_stopped(request.stop)
             raise _ran_out(request, "total" if left <= patience else "idle")
@@ -482,6 +508,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
         await self.release_dropped()
+        self._stops.add(request.stop)
+        self.check_not_stopped(request.stop)
         _check_deadline(request)
         built: httpx.Request | None = None
 

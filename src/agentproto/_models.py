@@ -619,6 +619,14 @@ def event_id_bytes(event_id: str) -> bytes:
 _NOT_IN_HEADERS = re.compile("[\x00-\x08\x0a-\x1f\x7f\ud800-\udfff]")
 
 
+def told_ref(run_id: str | None, thread_id: str | None) -> RunRef | None:
+    """Which run a server says it is. An id that could leave its place in a URL is not taken up."""
+    if run_id is None or not is_one_segment(run_id):
+        return None
+    is_fine = thread_id is not None and is_one_segment(thread_id)
+    return RunRef(run_id, thread_id if is_fine else None)
+
+
 def is_one_segment(value: str) -> bool:
     """Whether an id, percent-encoded, is one segment of a path and stays one."""
     return (

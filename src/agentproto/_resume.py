@@ -13,6 +13,9 @@ LAST = frozenset({"end", "error"})
 """The events behind which nothing comes."""
 
 _LONG = 128
+HELD_BYTES = 64 * 2**20
+"""Bytes of events without ids that are held until an id tells their place."""
+
 _UNREADABLE = "\ufffd"
 """What is left of an id whose bytes are no text: two of those may look the same."""
 
@@ -40,7 +43,6 @@ class RunCursor:
         self._seen: dict[str, None] = {} if last_event_id is None else {_short(last_event_id): None}
         self._first: str | None = None
         self._asked = None if last_event_id is None else _short(last_event_id)
-        self._had_metadata = last_event_id is not None  # it must not take the place of that id
         self._repeats_ids = False
         self._ends_without_id = False
         self._before_join: frozenset[str] | None = None
@@ -48,6 +50,9 @@ class RunCursor:
         self._skips_to: str | None = None
         self._skips_all = False
         self._held: list[ServerSentEvent] = []
+        self._held_bytes = 0
+        self._has_skipped_some = False
+        self._joints: dict[str, None] = {}
         self.is_doubtful = False
 
     def take_in(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
@@ -77,9 +82,14 @@ class RunCursor:
     def joined(self) -> None:
         """The stream goes on over a new connection."""
         self._before_join = frozenset(self._seen)
-        self._is_placed = self.is_doubtful = False
+        self._is_placed = self._has_skipped_some = False
         self._skips_to = None
         self._held.clear()
+        if self.last_event_id is not None:
+            # Where a replay pushes what was there out of the window, this still tells of it.
+            self._joints[_short(self.last_event_id)] = None
+            if len(self._joints) > WINDOW:
+                del self._joints[next(iter(self._joints))]
 
     def check_is_whole(self) -> None:
         """The connection ended, and in order.
@@ -95,17 +105,10 @@ class RunCursor:
         if event.own_id and _UNREADABLE not in event.own_id:
             event_id = _short(event.own_id)
         if event.event == "metadata":
-            if not self._had_metadata:
-                self._had_metadata = True
+            if self.last_event_id is None and self._before_join is None:
                 self._note_id(event, event_id)
             return [event]
-        if not self._is_placed and event_id is None and event.event not in LAST:
-            # Behind L or within a repeat? The next id tells.
-            if len(self._held) == WINDOW:
-                raise LookupError(
-                    "too many events without id, behind which no id tells their place"
-                )
-            self._held += [] if self._skips_to else [event]
+        if event_id is None and event.event not in LAST and self._may_be_repeat(event):
             return []
         held, self._held = self._held, []
         if held and event_id is None:
@@ -117,17 +120,38 @@ class RunCursor:
         self._ends_without_id = event_id is None
         return [*held, event]
 
+    def _may_be_repeat(self, event: ServerSentEvent) -> bool:
+        """Hold or skip an event without id, where nothing tells its place yet."""
+        if self._is_placed:
+            if self._has_skipped_some:
+                raise LookupError("behind a repeated event there is one without id")
+            return False
+        if self._skips_to is not None:
+            self._has_skipped_some = True
+            return True
+        # Behind the last event, or within a repeat? The next id tells.
+        self._held_bytes = len(event.data) + (self._held_bytes if self._held else 0)
+        if len(self._held) == WINDOW or self._held_bytes > HELD_BYTES:
+            raise LookupError("too many events without id, behind which no id tells their place")
+        self._held.append(event)
+        return True
+
     def _was_there(self, event_id: str | None, before_join: frozenset[str]) -> bool:
         if self._is_placed:
-            if event_id in before_join and not self._knows_all(before_join):
+            is_known = event_id in self._seen
+            is_from_before = event_id in before_join and not self._knows_all(before_join)
+            if is_from_before or (event_id in self._joints and not is_known):
                 raise LookupError("the server repeats events from before those that are remembered")
-            return event_id in self._seen
+            self._has_skipped_some = is_known
+            return is_known
         last = _short(self.last_event_id or "")
         if self._skips_to is not None:
             self._is_placed = event_id == last
             is_known = event_id is None or event_id in before_join or self._skips_all
+            if not is_known and not self._is_placed and self._has_skipped_some:
+                raise LookupError("the server repeats events, and not up to the last one")
             if self._is_placed or not is_known:
-                self._skips_to = None
+                self._skips_to, self._has_skipped_some = None, False
             return self._is_placed or is_known
         if event_id == last:
             self._is_placed = True
@@ -135,7 +159,7 @@ class RunCursor:
         if event_id is not None and (event_id in before_join or event_id == self._first):
             self._skips_to, self._skips_all = last, event_id not in before_join
             return True
-        self.is_doubtful = not self._begins_run
+        self.is_doubtful = self.is_doubtful or not self._begins_run
         return False
 
     def _knows_all(self, before_join: frozenset[str]) -> bool:

@@ -25,7 +25,7 @@ from ._errors import (
 )
 from ._events import merged_interrupts
 from ._io import IO, Exchange, Stop, WireRequest, redirected
-from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse
+from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse, told_ref
 from ._retry import RetryPolicy, seconds_until_retry
 from ._settings import Timeout
 
@@ -54,6 +54,7 @@ class CallSettings:
     raise_on_failure: bool
     max_event_bytes: int
     max_response_bytes: int
+    stop: Stop | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,7 +286,6 @@ class Session:
         settings: CallSettings,
         accept: str,
         deadline: float | None = None,
-        stop: Stop | None = None,
     ) -> WireRequest:
         """The request as it goes on the wire; its total limit begins now, unless it has begun."""
         return WireRequest(
@@ -296,7 +296,7 @@ class Session:
             asked=f"{request.method} {urlsplit(self.base_url).path}{request.path}",
             timeout=settings.timeout,
             deadline=deadline or self.io.deadline(settings.timeout),
-            stop=stop or Stop(),
+            stop=settings.stop or Stop(),
         )
 
     async def open(self, request: Request, wire: WireRequest) -> Exchange:
@@ -385,7 +385,7 @@ def tell(error: AgentProtoError, exchange: Exchange, run: RunRef | None) -> None
 
 def run_ref_of(run: Run) -> RunRef | None:
     """Which run it is, where the server said so."""
-    return None if run.run_id is None else RunRef(run.run_id, run.thread_id)
+    return told_ref(run.run_id, run.thread_id)
 
 
 def _run_failed(response: RunWaitResponse[T]) -> RunFailedError:

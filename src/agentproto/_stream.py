@@ -33,7 +33,7 @@ from ._models import (
     RunRef,
     RunStatus,
     RunWaitResponse,
-    is_one_segment,
+    told_ref,
 )
 from ._resume import LAST, RunCursor
 from ._session import (
@@ -70,7 +70,8 @@ class EventStream(Generic[T]):
     ) -> None:
         self._session = session
         self._operation = operation
-        self._settings = settings
+        self._stop = Stop()
+        self._settings = replace(settings, stop=self._stop)
         self._decoder = self._decoder_after(operation.last_event_id)
         self._cursor = RunCursor(operation.last_event_id, begins_run=operation.begins_run)
         self._failures = 0
@@ -85,7 +86,7 @@ class EventStream(Generic[T]):
         self._had_metadata = False
         self._is_concluded = False
         self._is_joined = False
-        self._stop = Stop()
+        self._has_failed = False
         self._transcript: Transcript[T] = Transcript()
         self.exchange: Exchange | None = None
         self.run: RunRef | None = operation.run
@@ -191,8 +192,9 @@ class EventStream(Generic[T]):
             self._account(self._operation.decode(sse))
         self._passed_raw.clear()
         status = self._transcript.status
-        if self._consumer == RAW and self._settings.raise_on_failure and status in FAILED:
-            raise run_failed(self.run, status, None)
+        has_failed = self._has_failed or status in FAILED
+        if self._consumer == RAW and self._settings.raise_on_failure and has_failed:
+            raise run_failed(self.run, status or RunStatus.ERROR, None)
         return await self._result()
 
     def abandon(self) -> None:
@@ -204,8 +206,6 @@ class EventStream(Generic[T]):
         if self._busy:
             # Whoever reads finds it closed, and releases what it has by then.
             self._stop.set()
-            if self.exchange is not None:
-                self.exchange.wake()
             self.ended = self.ended or "closed"
             return
         await self._give_up("closed")
@@ -247,6 +247,7 @@ class EventStream(Generic[T]):
             self._operation = await self._session.whole(
                 self._operation, self._settings, self._deadline
             )
+            self._check_open()
             wire = self._wire(self._operation)
 
             async def once() -> Exchange:
@@ -258,7 +259,7 @@ class EventStream(Generic[T]):
         return self.exchange
 
     def _wire(self, request: Request) -> WireRequest:
-        return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline, self._stop)
+        return self._session.wire(request, self._settings, EVENT_STREAM, self._deadline)
 
     async def _begin(self, exchange: Exchange, *, is_join: bool) -> None:
         if is_join and exchange.response.status_code == 204:
@@ -327,10 +328,10 @@ class EventStream(Generic[T]):
             return
         self._all_arrived = True
         await cast("Exchange", self.exchange).release()
-        self.ended = "eof" if status is None else "status"
-        self._is_concluded = True
-        if status is not None:
-            await self._conclude(status, run)
+        if status is None:
+            self.ended, self._is_concluded = "eof", True
+        else:
+            await self._conclude(status, run, "status")
 
     def _is_to_be_looked_into(self, event: EndEvent) -> bool:
         """Whether this end does not tell it all, or may be that of an earlier part of the run."""
@@ -340,14 +341,13 @@ class EventStream(Generic[T]):
         return event.status == RunStatus.INTERRUPTED and (asks or self._cursor.is_doubtful)
 
     async def _look_into_end(self) -> None:
-        self._is_concluded = True
         if self._cursor.is_doubtful:
             run = await self._ask_for_status()
             if run is not None and run.status in _GOES_ON:
                 raise self._cut(f"its server repeats an earlier end, its run is {run.status}")
-        await self._conclude(RunStatus.INTERRUPTED, None)
+        await self._conclude(RunStatus.INTERRUPTED, None, "end")
 
-    async def _conclude(self, status: RunStatus | str, run: Run | None) -> None:
+    async def _conclude(self, status: RunStatus | str, run: Run | None, how: Ended) -> None:
         """Learn what the events need not have told: what the run asks, or that it was stopped."""
         seen = self._transcript
         try:
@@ -361,9 +361,12 @@ class EventStream(Generic[T]):
             )
         except AgentProtoError as error:
             raise self._cut(error) from error
+        self._check_open()
+        self._is_concluded, self._has_failed = True, outcome.has_failed
         seen.settle(outcome.status, outcome.interrupts)
+        if how == "status" or outcome.has_failed:
+            self.ended = how
         if outcome.has_failed:
-            self.ended = self.ended or "end"
             self._check_status(status, run)
 
     def _check_status(self, status: RunStatus | str, run: Run | None) -> None:
@@ -376,9 +379,11 @@ class EventStream(Generic[T]):
             return None
         ask = self._operation.follow_up.status(self.run)
         try:
-            return await self._session.optional(ask, self._settings, self._deadline)
+            run = await self._session.optional(ask, self._settings, self._deadline)
         except AgentProtoError as error:
             raise self._cut(error) from error
+        self._check_open()
+        return run
 
     async def _go_on_after(self, error: AgentProtoError, run: Run | None = None) -> None:
         """Join the run behind the last event that was handed over.
@@ -532,9 +537,11 @@ class EventStream(Generic[T]):
         told = await self._ask_for_result() if self._lacks_result() else None
         if told is not None:
             seen.ask(told.interrupts)
-        run = _run_of(self.run, seen.status)
+        run = _run_of(self.run, seen.status) if told is None else told.run
+        if run.status is None:
+            run = run.model_copy(update={"status": seen.status})
         return RunWaitResponse(
-            run=run if told is None else told.run,
+            run=run,
             values=seen.values if told is None else told.values,
             messages=seen.messages or (told.messages if told is not None else []),
             interrupts=seen.interrupts,
@@ -566,10 +573,8 @@ def _run_of(ref: RunRef | None, status: RunStatus | str | None) -> Run:
 
 
 def _run_in(event: MetadataEvent) -> RunRef | None:
-    if event.run_id is None or not is_one_segment(event.run_id):
-        return None
     thread_id = event.data.get("thread_id")
-    return RunRef(event.run_id, thread_id if isinstance(thread_id, str) else None)
+    return told_ref(event.run_id, thread_id if isinstance(thread_id, str) else None)
 
 
 def _check_is_event_stream(exchange: Exchange) -> None:

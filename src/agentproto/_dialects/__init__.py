@@ -21,7 +21,7 @@ from .._models import (
     RunSearchRequest,
     RunUpdate,
     RunWaitResponse,
-    is_one_segment,
+    told_ref,
 )
 from .._sse import ServerSentEvent
 
@@ -43,9 +43,9 @@ def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
         found = _RUN_AT_END.search(headers.get(name, ""))
         if found is None:
             continue
-        run_id, thread_id = unquote(found["run"]), unquote(found["thread"] or "")
-        if is_one_segment(run_id) and run_id not in _NO_RUNS and "\ufffd" not in run_id:
-            return RunRef(run_id, thread_id if is_one_segment(thread_id) else None)
+        ref = told_ref(unquote(found["run"]), unquote(found["thread"] or ""))
+        if ref is not None and ref.run_id not in _NO_RUNS and "\ufffd" not in ref.run_id:
+            return ref
     return None
 
 

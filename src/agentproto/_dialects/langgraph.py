@@ -159,7 +159,6 @@ def stream_run(
 ) -> StreamOperation[T]:
     """GET /threads/{thread_id}/runs/{run_id}/stream"""
     joined = _join(run, last_event_id)
-    reader: EventReader[T] = EventReader(values_type)
     operation: StreamOperation[T] = StreamOperation(
         method=joined.method,
         is_idempotent=True,
@@ -171,7 +170,7 @@ def stream_run(
         continues=True,
         why_not_kept=None if are_events_kept else _PERHAPS_NOT_KEPT,
         replay_from=REPLAY_ALL,
-        decode=partial(_event_of_join, read=reader, asked=joined.asked),
+        decode=partial(_event_of_run, read=EventReader[T](values_type), asked=joined.asked),
         follow_up=_follow_up(values_type),
         join=_join,
     )
@@ -237,7 +236,7 @@ def _stream(
         continues={**fields, **extra_body}.get("on_disconnect") == "continue",
         why_not_kept=None if extra_body.get("stream_resumable") is True else _NOT_KEPT,
         replay_from=REPLAY_ALL,
-        decode=EventReader(values_type),
+        decode=partial(_event_of_run, read=EventReader[T](values_type), asked="GET the run"),
         follow_up=_follow_up(values_type),
         join=_join,
     )
@@ -431,10 +430,10 @@ def _unwrapped(error: Any) -> Any:
     return inner or error
 
 
-def _event_of_join(
+def _event_of_run(
     sse: ServerSentEvent, *, read: Callable[[ServerSentEvent], RunEvent[T]], asked: str
 ) -> RunEvent[T]:
-    """An event of a joined stream; that the run is not there is told by one, after a 200."""
+    """An event of a stream; to a join, that the run is not there is told by one, after a 200."""
     event = read(sse)
     if isinstance(event, ErrorEvent) and str(event.error) in _NO_SUCH_RUN:
         raise error_from_status(404, {}, sse.data, asked=asked)
