@@ -704,3 +704,267 @@ def test_socket_that_other_runs_use_is_left_alone(version: bytes, is_shut: bool)
         stream.core.abandon()  # a transport without a socket has nothing to shut down
         stream.close()
         assert stream.ended == "closed"
+
+
+GOES_ON = {"status": "running", "on_disconnect": "continue"}
+
+
+async def test_metadata_of_a_join_does_not_take_the_place_of_the_last_event(
+    flavour: Flavour,
+) -> None:
+    """Seen: an update whose first connection had none; the next join began behind its id."""
+    late = event("metadata", {"run_id": "r1"}, "m")
+    scripts = [
+        sent(numbered(4), numbered(5)),
+        sent(late),
+        sent(numbered(5), X, numbered(8), END, end=WHOLE),
+    ]
+    with raw_server(streams(*scripts, **GOES_ON)) as server:
+        client = flavour.client(server.url, retry=FAST)
+        stream = client.update_and_stream_run("r1", command=Command(resume=1))
+        data = await data_of(flavour, stream)
+        assert data == [4, 5, {"run_id": "r1"}, "X", 8, {"status": "success"}]
+        await flavour.close(client)
+    asked = [r.headers["last-event-id"] for r in server.requests if "last-event-id" in r.headers]
+    assert asked == ["5", "5"]
+
+
+async def test_repeat_that_breaks_off_hides_nothing(flavour: Flavour) -> None:
+    """An event without id between one that was there and a new one may be either."""
+    scripts = [sent(META, numbered(6), numbered(7)), sent(numbered(6), X, numbered(8), END)]
+    with raw_server(streams(*scripts)) as server:
+        client = flavour.client(server.url, retry=FAST)
+        with pytest.raises(StreamInterruptedError, match="not up to the last one"):
+            await flavour.collect(client.create_and_stream_run(**CONTINUE))
+        await flavour.close(client)
+
+
+async def test_repeat_within_a_join_hides_nothing(flavour: Flavour) -> None:
+    """A server that goes back again within one connection."""
+    again = [numbered(3), X, numbered(4), numbered(1), numbered(3), X, numbered(5), END]
+    with raw_server(streams(sent(META, numbered(1), numbered(2)), sent(*again))) as server:
+        client = flavour.client(server.url, retry=FAST)
+        with pytest.raises(StreamInterruptedError, match="behind a repeated event"):
+            await flavour.collect(client.create_and_stream_run(**CONTINUE))
+        await flavour.close(client)
+
+
+async def test_replay_that_pushes_out_what_was_there_is_told(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seen: a long replay from elsewhere, a second cut, and thousands of doubles without a word."""
+    monkeypatch.setattr("agentproto._resume.WINDOW", 5)
+    scripts = [
+        sent(META, *map(numbered, range(1, 31))),
+        sent(*map(numbered, range(3, 12))),
+        sent(*map(numbered, range(12, 33)), END, end=WHOLE),
+    ]
+    with raw_server(streams(*scripts)) as server:
+        client = flavour.client(server.url, retry=FAST)
+        with pytest.raises(StreamInterruptedError, match="before those that are remembered"):
+            await flavour.collect(client.create_and_stream_run(**CONTINUE))
+        await flavour.close(client)
+
+
+async def test_events_that_wait_for_their_place_take_bounded_memory(
+    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Held until an id tells whether they are new: in bytes, too."""
+    monkeypatch.setattr("agentproto._resume.HELD_BYTES", 1_000)
+    large = event("custom", "x" * 400)
+    with raw_server(streams(sent(META, numbered(1)), sent(large, large, large))) as server:
+        client = flavour.client(server.url, retry=FAST)
+        with pytest.raises(StreamInterruptedError, match="too many events without id"):
+            await flavour.collect(client.create_and_stream_run(**CONTINUE))
+        await flavour.close(client)
+
+
+RESUME = Command(resume=1)
+OLD_RUN = '{"run_id":"r1","thread_id":"t1","assistant_id":"a","status":"success"}'
+
+
+async def test_stream_that_is_closed_while_it_asks_sends_nothing_more(flavour: Flavour) -> None:
+    """Seen: closed while it asked for the assistant, a sync stream still sent its resume."""
+    go_on = threading.Event()
+
+    async def slowly(connection: Connection) -> None:
+        await asyncio.to_thread(go_on.wait, BOUND)
+        await json_answer(OLD_RUN)(connection)
+
+    with raw_server(slowly) as server:
+        client = flavour.client(server.url, dialect="langgraph", retry=None)
+        stream = client.update_and_stream_run(RunRef("r1", "t1"), command=RESUME)
+        reading = asyncio.create_task(flavour.collect(stream))
+        await asyncio.to_thread(server.asked.wait, BOUND)
+        await flavour.close(stream)
+        go_on.set()
+        with pytest.raises(RuntimeError, match="this stream is closed"):
+            await asyncio.wait_for(reading, BOUND)
+        await flavour.close(client)
+    assert [request.method for request in server.requests] == ["GET"]
+
+
+@pytest.mark.parametrize("silent_at", ["/r1", "/state"])
+async def test_closing_a_stream_ends_what_it_asks(flavour: Flavour, silent_at: str) -> None:
+    """Seen: the questions at the end of a stream waited on, and the stream ended as if whole."""
+    is_asked = threading.Event()
+
+    async def script(connection: Connection) -> None:
+        target = connection.request.target
+        if target.endswith(silent_at):
+            await connection.send(head(200, content_length="9"), b"{")
+            is_asked.set()
+            await connection.client_closes()
+        elif target.endswith("/stream"):
+            located = {"content_location": "/threads/t1/runs/r1"}
+            await sent(META, numbered(1), end=WHOLE, **located)(connection)
+        else:
+            await json_answer(OLD_RUN.replace("success", "interrupted"))(connection)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url, dialect="langgraph")
+        stream = client.create_and_stream_run(agent_id="a", thread_id="t1")
+        reading = asyncio.create_task(flavour.collect(stream))
+        assert await asyncio.to_thread(is_asked.wait, BOUND)
+        await flavour.close(stream)
+        with pytest.raises(RuntimeError, match="this stream is closed"):
+            await asyncio.wait_for(reading, BOUND)
+        assert stream.ended == "closed"
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+        assert not client._session.io.exchanges
+        await flavour.close(client)
+
+
+async def test_end_that_was_left_half_asked_is_no_end() -> None:
+    """Seen: cancelled while the state was asked for, a cancelled run passed for a result."""
+
+    async def script(connection: Connection) -> None:
+        target = connection.request.target
+        if target.endswith("/state"):
+            await connection.client_closes()
+        elif target.endswith("/stream"):
+            located = {"content_location": "/threads/t1/runs/r1"}
+            await sent(META, numbered(1), end=WHOLE, **located)(connection)
+        else:
+            await json_answer(OLD_RUN.replace("success", "interrupted"))(connection)
+
+    with raw_server(script) as server:
+        async with AsyncRunsClient(server.url, dialect="langgraph") as client:
+            stream = client.create_and_stream_run(agent_id="a", thread_id="t1")
+            await anext(stream)
+            await anext(stream)
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(stream), 0.3)
+            assert stream.ended == "closed"
+            with pytest.raises(RuntimeError, match="this stream is closed"):
+                await anext(stream)
+
+
+class Endless(httpx.AsyncByteStream):
+    """A body that has no socket."""
+
+    async def __aiter__(self) -> Any:
+        yield META
+        await asyncio.Event().wait()
+
+
+@pytest.mark.parametrize("what", ["stream", "client"])
+async def test_closing_ends_a_read_that_has_no_socket(what: str) -> None:
+    """Seen over HTTP/2 and other transports: the reader waited on for ever."""
+    headers = {"content-type": "text/event-stream"}
+    answered = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, stream=Endless()))
+    client = AsyncRunsClient(transport=answered)
+    stream = client.create_and_stream_run()
+    await anext(stream)
+    reading = asyncio.create_task(anext(stream))
+    await asyncio.sleep(0)
+    await (stream.aclose() if what == "stream" else client.aclose())
+    with pytest.raises(RuntimeError, match=r"this stream is closed|client was closed"):
+        await asyncio.wait_for(reading, BOUND)
+
+
+def test_client_is_closed_from_another_event_loop() -> None:
+    """Seen: it spun one core, and what waited in the first loop waited on."""
+
+    async def silent(connection: Connection) -> None:
+        await connection.client_closes()
+
+    told: list[BaseException] = []
+
+    def wait_in_a_loop_of_its_own(client: AsyncRunsClient) -> None:
+        try:
+            asyncio.run(client.wait_run("r1"))
+        except RuntimeError as error:
+            told.append(error)
+
+    with raw_server(silent) as server:
+        client = AsyncRunsClient(server.url)
+        worker = threading.Thread(target=wait_in_a_loop_of_its_own, args=(client,))
+        worker.start()
+        assert server.asked.wait(BOUND)
+        asyncio.run(client.aclose())
+        worker.join(BOUND)
+        assert not worker.is_alive()
+    assert "client was closed" in str(told)
+
+
+@pytest.mark.parametrize("dialect", ["agent-protocol", "langgraph"])
+@pytest.mark.parametrize(
+    "run", [{"run_id": ".."}, {"run_id": "r1", "thread_id": ".."}, {"run_id": ""}]
+)
+async def test_hostile_ids_in_a_body_reach_no_url(
+    flavour: Flavour, dialect: str, run: dict[str, str]
+) -> None:
+    """FAULTS 1: checked before they enter a URL; the output of the run is not lost for them."""
+
+    async def script(connection: Connection) -> None:
+        if connection.request.target.endswith("/wait"):
+            await json_answer(json.dumps({"run": run, "values": {"n": 1}}))(connection)
+        else:
+            await answer(404)(connection)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url, dialect=dialect)
+        result = await flavour.call(client.create_and_wait_run, agent_id="a")
+        assert result.values == {"n": 1}
+        await flavour.close(client)
+    follow_ups = {request.target for request in server.requests} - {"/runs/wait"}
+    assert follow_ups <= {"/runs/r1"}
+
+
+async def test_cancelled_run_is_no_result_behind_raw_blocks(flavour: Flavour) -> None:
+    """FAULTS 5, LangGraph: final() raises, also where nothing was decoded before."""
+
+    async def script(connection: Connection) -> None:
+        target = connection.request.target
+        if target.endswith("/stream"):
+            located = {"content_location": "/threads/t1/runs/r1"}
+            body = event("values", {"n": 1})
+            await sent(META, body, end=WHOLE, **located)(connection)
+        elif target.endswith("/state"):
+            await json_answer("{}")(connection)
+        else:
+            await json_answer(OLD_RUN.replace("success", "interrupted"))(connection)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url, dialect="langgraph")
+        stream = client.create_and_stream_run(agent_id="a", thread_id="t1")
+        assert len(await flavour.blocks(stream)) == 2
+        with pytest.raises(RunFailedError, match="ended with status interrupted"):
+            await flavour.call(stream.final)
+        await flavour.close(client)
+
+
+async def test_status_that_the_end_told_is_kept(flavour: Flavour) -> None:
+    """What `end` said of the run, where the output that is asked for says nothing."""
+    end = event("end", {"status": "interrupted"})
+
+    async def script(connection: Connection) -> None:
+        is_stream = connection.request.target.endswith("/stream")
+        await (sent(META, end, end=WHOLE) if is_stream else json_answer('{"n":1}'))(connection)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url)
+        result = await flavour.call(client.create_and_stream_run().final)
+        assert (result.run.status, result.values) == ("interrupted", {"n": 1})
+        await flavour.close(client)
