@@ -98,6 +98,23 @@ def events(*pieces: bytes, end: bytes = b"0\r\n\r\n", hold: bool = False, **head
     return script
 
 
+class _Noted(asyncio.StreamReaderProtocol):
+    """Tells of its transport before anything can be cancelled."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        connected: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+        transports: list[asyncio.WriteTransport],
+    ) -> None:
+        super().__init__(reader, connected)
+        self._transports = transports
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transports.append(cast("asyncio.WriteTransport", transport))
+        super().connection_made(transport)
+
+
 @dataclass
 class RawServer:
     """Plays its scripts, one a connection, the last one for all that follow."""
@@ -133,7 +150,7 @@ class RawServer:
     async def _serve(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
         self._writers: set[asyncio.StreamWriter] = set()
-        self._accepted: list[asyncio.StreamWriter] = []
+        self._accepted: list[asyncio.WriteTransport] = []
         await self._listen(0)
         self._port = self._listener.sockets[0].getsockname()[1]
         self.url = f"{'http' if self.tls is None else 'https'}://127.0.0.1:{self._port}"
@@ -147,10 +164,10 @@ class RawServer:
                     task.cancel()
                 await asyncio.wait(tasks, timeout=0.05)
             # One that still has bytes to send would wait for its client.
-            for writer in self._accepted:
+            for transport in self._accepted:
                 # asyncio trips over one that has sent its last bytes while it closed.
                 with suppress(AttributeError):
-                    _transport(writer).abort()
+                    transport.abort()
             await asyncio.sleep(0)
 
     def down(self) -> None:
@@ -169,9 +186,12 @@ class RawServer:
     async def _listen(self, port: int) -> None:
         if self._stop.is_set():
             return
-        self._listener = await asyncio.start_server(
-            self._connected, "127.0.0.1", port, ssl=self.tls, backlog=2048
+        self._listener = await self._loop.create_server(
+            self._protocol, "127.0.0.1", port, ssl=self.tls, backlog=2048
         )
+
+    def _protocol(self) -> asyncio.StreamReaderProtocol:
+        return _Noted(asyncio.StreamReader(), self._connected, self._accepted)
 
     async def restart(self, seconds: float) -> None:
         """Reset every connection, accept none for a while, then go on."""
@@ -182,7 +202,6 @@ class RawServer:
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._answering.add(cast("asyncio.Task[None]", asyncio.current_task()))
         self._writers.add(writer)
-        self._accepted.append(writer)
         self.all_closed.clear()
         ended_by = "client"
         try:

@@ -30,6 +30,8 @@ from agentproto import (
     Timeout,
     TransportError,
 )
+from agentproto._blocking import drive
+from agentproto._io import Stop, WireRequest
 from agentproto._resume import WINDOW
 
 from .both import Async, Flavour
@@ -968,3 +970,152 @@ async def test_status_that_the_end_told_is_kept(flavour: Flavour) -> None:
         result = await flavour.call(client.create_and_stream_run().final)
         assert (result.run.status, result.values) == ("interrupted", {"n": 1})
         await flavour.close(client)
+
+
+@pytest.mark.parametrize("status", ["running", "pending"])
+async def test_wait_that_is_answered_too_early_is_no_result(flavour: Flavour, status: str) -> None:
+    """FAULTS 5: the same reading of status holds for wait calls; seen at the end of a server."""
+    told = OLD_RUN.replace("success", status)
+
+    async def script(connection: Connection) -> None:
+        is_wait = connection.request.target.endswith("/wait")
+        located = {"content_location": "/threads/t1/runs/r1"} if is_wait else {}
+        await json_answer('{"n":1}' if is_wait else told, **located)(connection)  # type: ignore[arg-type]  # headers
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url, dialect="langgraph", retry=FAST)
+        with pytest.raises(
+            TransportError, match=f"run r1 is {status}; wait_run waits on"
+        ) as caught:
+            await flavour.call(client.create_and_wait_run, agent_id="a", thread_id="t1")
+        assert (caught.value.run_id, caught.value.thread_id) == ("r1", "t1")
+        await flavour.close(client)
+    assert [request.method for request in server.requests].count("POST") == 1
+
+
+@pytest.mark.parametrize("target", ["http://[::bad", "foo:bar", "http://xn--a-/", "http://x/y"])
+async def test_redirect_on_a_transport_without_a_trace(flavour: Flavour, target: str) -> None:
+    """FAULTS: redirect, any target: told by name on our own client, and never as not sent."""
+    asked: list[httpx.Request] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        return httpx.Response(307, headers={"location": target})
+
+    transport = httpx.MockTransport(handle)
+    client = flavour.client("http://t", retry=FAST, transport=transport)
+    with pytest.raises(ProtocolError) as caught:
+        await flavour.call(client.create_and_wait_run)
+    assert repr(target) in str(caught.value)
+    assert caught.value.status_code == 307
+    await flavour.close(client)
+    kind: Any = httpx.AsyncClient if isinstance(flavour, Async) else httpx.Client
+    theirs = kind(transport=transport)
+    client = flavour.client("http://t", retry=FAST, http_client=theirs)
+    if target != "foo:bar":  # which httpx does not tell from a base URL of ours
+        with pytest.raises(ProtocolError, match="redirect"):
+            await flavour.call(client.create_and_wait_run)
+        assert len(asked) == 2
+    await (theirs.aclose() if isinstance(flavour, Async) else asyncio.to_thread(theirs.close))
+
+
+async def test_question_at_the_end_of_a_stream_finds_a_place_in_the_pool(flavour: Flavour) -> None:
+    """Seen: the ended stream held the only connection while its run's status was asked for."""
+    kind: Any = httpx.AsyncClient if isinstance(flavour, Async) else httpx.Client
+    theirs = kind(limits=httpx.Limits(max_connections=1))
+    with raw_server(streams(sent(META, numbered(1), end=WHOLE))) as server:
+        client = flavour.client(
+            server.url, http_client=theirs, timeout=Timeout(connect=1), retry=FAST
+        )
+        stream = client.create_and_stream_run()
+        await flavour.collect(stream)
+        assert stream.ended == "status"
+    await (theirs.aclose() if isinstance(flavour, Async) else asyncio.to_thread(theirs.close))
+
+
+async def test_pages_end_on_a_server_that_does_not_know_offset(flavour: Flavour) -> None:
+    """A first page for ever must not hang the caller."""
+    with raw_server(json_answer('[{"run_id":"0"},{"run_id":"1"}]')) as server:
+        client = flavour.client(server.url)
+        found = await asyncio.wait_for(flavour.all_of(client.iter_runs(limit=2)), BOUND)
+        assert [run.run_id for run in found] == ["0", "1"]
+        await flavour.close(client)
+    assert len(server.requests) == 2
+
+
+ASKS: Any = [{"id": "a" * 32, "value": "q"}]
+
+
+@pytest.mark.parametrize(
+    ("told", "interrupts"),
+    [(None, 0), ({}, 0), ([], 0), ({"task": ASKS}, 1), ({"question": "?"}, 1), ("?", 1), (ASKS, 1)],
+)
+async def test_interrupts_are_neither_missed_nor_invented(
+    flavour: Flavour, told: Any, interrupts: int
+) -> None:
+    """Whatever stands under __interrupt__: nothing, a list, lists by task, or one bare question."""
+    body = {"run": {"run_id": "r1", "status": "success"}, "values": {"n": 1, "__interrupt__": told}}
+    with raw_server(json_answer(json.dumps(body))) as server:
+        client = flavour.client(server.url)
+        result = await flavour.call(client.create_and_wait_run)
+        assert len(result.interrupts) == interrupts
+        await flavour.close(client)
+
+
+async def test_question_is_told_where_the_values_do_not_fit_yet(flavour: Flavour) -> None:
+    """A run that asks need not have got as far as the values that values_type says."""
+    values = {"x": 1, "__interrupt__": ASKS}
+    body = json.dumps({"run": {"run_id": "r1", "status": "interrupted"}, "values": values})
+    end = event("end", {"status": "interrupted"})
+
+    async def script(connection: Connection) -> None:
+        is_stream = connection.request.target.endswith("/stream")
+        stream = sent(META, event("values", values), end, end=WHOLE)
+        await (stream if is_stream else json_answer(body))(connection)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url)
+        typed: Any = {"values_type": dict[str, list[int]]}
+        waited = await flavour.call(client.create_and_wait_run, **typed)
+        stream = client.create_and_stream_run(**typed)
+        events = await flavour.collect(stream)
+        assert (waited.values, events[1].data) == (None, None)
+        assert len(waited.interrupts) == len(stream.interrupts) == 1
+        await flavour.close(client)
+
+
+def test_answer_that_comes_while_its_stream_is_closed_is_not_waited_for() -> None:
+    """The moment between the headers and the first read."""
+
+    async def headers_only(connection: Connection) -> None:
+        await connection.send(head(200, content_length="9"), b"{")
+        await connection.client_closes()
+
+    with raw_server(headers_only) as server, RunsClient(server.url, retry=None) as client:
+        io: Any = client._session.io
+        ready = io._ready_client()
+        stop = Stop()
+
+        def send_and_stop(*arguments: Any, **keywords: Any) -> httpx.Response:
+            answered: httpx.Response = send(*arguments, **keywords)
+            stop.set()
+            return answered
+
+        send, ready.send = ready.send, send_and_stop
+        request = WireRequest(
+            method="GET",
+            url=f"{server.url}/runs/r1",
+            headers={},
+            content=None,
+            asked="GET /runs/r1",
+            timeout=Timeout(),
+            deadline=None,
+            stop=stop,
+        )
+        exchange = drive(io.send(request))
+        with suppress(TransportError):
+            while drive(exchange.read()):
+                pass
+            pytest.fail("what was cut is no whole answer")
+        drive(exchange.release())
+        assert server.all_closed.wait(SOON)

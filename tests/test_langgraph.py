@@ -355,7 +355,7 @@ async def test_question_that_the_stream_mode_hides_is_found(flavour: Flavour, ca
 
 
 @pytest.mark.parametrize("call", CREATES)
-@pytest.mark.parametrize("status", ["interrupted", "error", "timeout"])
+@pytest.mark.parametrize("status", ["interrupted", "cancelled", "error", "timeout"])
 async def test_run_that_was_stopped_does_not_pass_for_success(
     flavour: Flavour, call: str, status: str
 ) -> None:
@@ -781,3 +781,38 @@ async def test_output_of_a_stateless_stream_is_what_was_streamed(flavour: Flavou
         await flavour.close(client)
     assert (result.values, result.run.run_id) == (None, "r1")
     assert asked(server) == ["POST /runs/stream"]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda c: c.create_run(agent_id="a", extra_body={"thread_id": "t2"}),
+        lambda c: c.create_run(agent_id="a", extra_body={"agent_id": "b"}),
+        lambda c: c.create_run(agent_id="a", extra_body={"messages": []}),
+        lambda c: c.update_and_wait_run(R1, extra_body={"command": {"resume": 1}}),
+        lambda c: c.search_runs(thread_id="t1", extra_body={"limit": 50}),
+    ],
+)
+def test_field_of_the_call_is_refused_in_extra_body(call: Callable[[Any], Any]) -> None:
+    """Sent as it is, it would mean nothing to these servers, or pass by what is checked."""
+    client = RunsClient("http://127.0.0.1:9", dialect="langgraph", retry=None)
+    with pytest.raises(ValueError, match=r"extra_body: '\w+' is a field of the call"):
+        call(client)
+
+
+@pytest.mark.parametrize(
+    ("modes", "read"),
+    [(["values", 5], ["values", "5"]), ("values", "values"), (5, None), (None, None)],
+)
+def test_odd_option_of_a_run_does_not_hide_its_status(modes: Any, read: Any) -> None:
+    """What a server keeps of a request is a bonus; and what it adds to a search is JSON."""
+    kwargs = {"stream_mode": modes, "webhook": 3, "config": "x"}
+    with (
+        raw_server(run_json(kwargs=kwargs), json_answer("[]")) as server,
+        RunsClient(server.url, dialect="langgraph") as client,
+    ):
+        run = client.get_run(R1)
+        assert client.search_runs(thread_id="t1", extra_body={"x": True}) == []
+    assert (run.status, run.webhook, run.config) == ("success", None, None)
+    assert run.stream_mode == read
+    assert "x=true" in server.requests[1].target

@@ -509,6 +509,20 @@ def test_replay_from_elsewhere_beyond_the_window_is_told() -> None:
         cursor.take_in([seen(str(n)) for n in range(50, WINDOW + 100)])
 
 
+def test_places_of_many_joins_are_remembered_in_little_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """FAULTS 2: what a replay pushes out of the window is known where it was joined behind."""
+    monkeypatch.setattr("agentproto._resume.WINDOW", 2)
+    cursor = RunCursor()
+    for number in range(1, 6):
+        cursor.take_in([seen(str(number))])
+        cursor.joined()
+    assert cursor.take_in([seen("6")]) == [seen("6")]
+    with pytest.raises(LookupError, match="before those that are remembered"):
+        cursor.take_in([seen("7"), seen("8"), seen("4")])
+
+
 async def test_stream_says_when_a_replay_cannot_be_told(flavour: Flavour) -> None:
     """FAULTS 2: doubles are never silent."""
     many = b"".join(block(n) for n in range(1, WINDOW + 100))

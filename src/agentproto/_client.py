@@ -563,10 +563,12 @@ class RunCalls:
         while page is None or len(page) == size:
             asked = body.model_copy(update={"limit": size, "offset": offset})
             page = await self._session.call(self._dialect.search_runs(asked, extra), settings)
-            for run in page:
-                if run.run_id is None or run.run_id not in seen:
-                    seen.add(run.run_id)
-                    yield run
+            new = [run for run in page if run.run_id is None or run.run_id not in seen]
+            for run in new:
+                seen.add(run.run_id)
+                yield run
+            if not new:  # a server that does not know offset would give its first page for ever
+                break
             offset += len(page)
 
     @overload

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable
+from contextlib import suppress
 from functools import lru_cache
 from io import StringIO
 from itertools import groupby, takewhile
@@ -75,7 +76,14 @@ def take_interrupts(data: Any) -> tuple[Any, tuple[Interrupt, ...]]:
 def interrupts_in(found: object) -> tuple[Interrupt, ...]:
     """Interrupts from what stands under `__interrupt__`; a bare value becomes one without id."""
     items = as_list(found)
-    return tuple(_interrupt(item) for item in ([found] if items is None else items))
+    if items is None:
+        by_task = as_object(found)
+        lists = None if by_task is None else [as_list(part) for part in by_task.values()]
+        if lists is not None and None not in lists:
+            items = [item for part in lists for item in part or ()]
+        else:
+            items = [] if found is None else [found]
+    return tuple(map(_interrupt, items))
 
 
 def _interrupt(item: object) -> Interrupt:
@@ -132,7 +140,9 @@ class EventReader(Generic[T]):
             return ValuesEvent(sse.event, data, sse.own_id, namespace, interrupts)
         state, interrupts = take_interrupts(_json(sse))
         if state or not interrupts:
-            self._last_values = self._adapter.validate_python(state)
+            with suppress(*([ValidationError] if interrupts else [])):
+                # A run that asks need not have got as far as the values asked for.
+                self._last_values = self._adapter.validate_python(state)
         return ValuesEvent(sse.event, self._last_values, sse.own_id, namespace, interrupts)
 
 

@@ -70,11 +70,11 @@ class Stop:
         self.event.set()
         running = _running_loop()
         for scope, loop in _members(self.scopes.items()):
-            if loop is running:
+            if loop is None or loop is running:
                 scope.cancel()
-            elif loop is not None:
-                with suppress(RuntimeError):  # it has ended meanwhile
-                    loop.call_soon_threadsafe(scope.cancel)
+                continue
+            with suppress(RuntimeError):  # it has ended meanwhile
+                loop.call_soon_threadsafe(scope.cancel)
         for exchange in _members(self.exchanges):
             exchange.wake()
 
@@ -84,6 +84,9 @@ def _running_loop() -> asyncio.AbstractEventLoop | None:
         return asyncio.get_running_loop()
     except RuntimeError:  # none, or that of trio
         return None
+
+
+Hooks: TypeAlias = dict[str, list[Callable[..., Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +118,8 @@ class Exchange(ABC):
         self._is_at_end = False
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
+        if request.stop.event.is_set():  # between the answer and here
+            self.wake()
 
     def _check_process(self) -> None:
         if self._pid != os.getpid():
@@ -217,7 +222,10 @@ class IO(Protocol):
 
 STREAM_CLOSED = "this stream is closed; start another to go on"
 
-_TRANSPORT_ERRORS = (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL, OSError)
+_TRANSPORT_ERRORS = (
+    *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
+    *(OSError, UnicodeError),
+)
 
 
 def _members(of: Iterable[T]) -> list[T]:
@@ -596,6 +604,11 @@ def _ran_out(request: WireRequest, limit: str) -> RequestTimeoutError:
     return RequestTimeoutError(message, limit=limit, seconds=seconds)
 
 
+def _is_of_a_redirect(exc: Exception) -> bool:
+    # What httpx trips over when it looks where a redirect leads, on a client of the caller's.
+    return isinstance(exc, UnicodeError) or "location header" in str(exc)
+
+
 def _body_of(response: httpx.Response) -> bytes:
     try:
         return response.content
@@ -603,7 +616,9 @@ def _body_of(response: httpx.Response) -> bytes:
         return b""
 
 
-def _translated(exc: Exception, request: WireRequest) -> TransportError | StatusError:
+def _translated(
+    exc: Exception, request: WireRequest
+) -> TransportError | StatusError | ProtocolError:
     match exc:
         case httpx.ConnectTimeout():
             return _ran_out(request, "connect")
@@ -611,6 +626,8 @@ def _translated(exc: Exception, request: WireRequest) -> TransportError | Status
             return _ran_out(request, "pool")
         case httpx.TimeoutException():
             return _ran_out(request, "idle")
+        case httpx.RemoteProtocolError() | UnicodeError() if _is_of_a_redirect(exc):
+            return ProtocolError(f"{request.asked} was answered with a redirect to no valid URL")
         case httpx.HTTPStatusError(response=response):  # of a hook that raises for a status
             return error_from_status(
                 response.status_code, response.headers, _body_of(response), asked=request.asked
@@ -723,7 +740,7 @@ def async_io(
     if http_client is not None:
         _check_not_both(transport)
         return AsyncIO(lambda: http_client, auth, is_ours=False)
-    hooks = {"request": [_check_headers_async]}
+    hooks: Hooks = {"request": [_check_headers_async], "response": [_refuse_redirect_async]}
     return AsyncIO(
         lambda: httpx.AsyncClient(transport=transport, limits=_LIMITS, event_hooks=hooks),
         auth,
@@ -742,7 +759,7 @@ def blocking_io(
     if http_client is not None:
         _check_not_both(transport)
         return BlockingIO(lambda: http_client, auth, is_ours=False)
-    hooks = {"request": [_check_headers]}
+    hooks: Hooks = {"request": [_check_headers], "response": [_refuse_redirect]}
     return BlockingIO(
         lambda: httpx.Client(transport=transport, limits=_LIMITS, event_hooks=hooks),
         auth,
@@ -760,6 +777,19 @@ def _check_headers(request: httpx.Request) -> None:
             raise ValueError(
                 f"auth: the value of {name.decode('latin-1')!r} has characters HTTP does not allow"
             )
+
+
+def _refuse_redirect(response: httpx.Response) -> None:
+    # As `_look_for_redirect`, for transports of the caller's that tell no trace.
+    if response.has_redirect_location:
+        asked = f"{response.request.method} {response.request.url.path}"
+        error = redirected(asked, response.status_code, response.headers["location"])
+        error.about(status_code=response.status_code, headers=response.headers)
+        raise error
+
+
+async def _refuse_redirect_async(response: httpx.Response) -> None:
+    _refuse_redirect(response)
 
 
 async def _check_headers_async(request: httpx.Request) -> None:

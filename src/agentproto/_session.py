@@ -36,6 +36,12 @@ EVENT_STREAM = "text/event-stream"
 NOT_OFFERED = frozenset({404, 405, 501})
 """What servers answer that do not have an operation."""
 
+GOES_ON = frozenset({"pending", "running"})
+"""Statuses of a run that is not over."""
+
+STOPPED = frozenset({"interrupted", "cancelled", "canceled"})
+"""Statuses of a run that was stopped, by a question or otherwise; some servers' own among them."""
+
 ERROR_SECONDS = 5.0
 """Seconds that the body of an error may take in all."""
 
@@ -162,6 +168,8 @@ class Session:
             return response
         if response.run.status is None and not response.interrupts:
             told = await self.optional(follow_up.status(run), settings, deadline)
+            if told is not None and told.status in GOES_ON:
+                raise _not_over(run, told)
             response = response.model_copy(update={"run": told or response.run})
         outcome = await self.outcome(
             follow_up,
@@ -191,7 +199,7 @@ class Session:
 
         `is_all_shown` is whether a question would have been told.
         """
-        is_stopped = told.status == RunStatus.INTERRUPTED
+        is_stopped = told.status in STOPPED
         may_ask = is_stopped or (told.status == RunStatus.SUCCESS and not is_all_shown)
         ask = follow_up.questions(run) if told.interrupts or may_ask else None
         if ask is None or told.has_failed:
@@ -386,6 +394,14 @@ def tell(error: AgentProtoError, exchange: Exchange, run: RunRef | None) -> None
 def run_ref_of(run: Run) -> RunRef | None:
     """Which run it is, where the server said so."""
     return told_ref(run.run_id, run.thread_id)
+
+
+def _not_over(run: RunRef, told: Run) -> TransportError:
+    error = TransportError(
+        f"the server answered while run {run.run_id} is {told.status}; wait_run waits on"
+    )
+    error.about(run=run)
+    return error
 
 
 def _run_failed(response: RunWaitResponse[T]) -> RunFailedError:

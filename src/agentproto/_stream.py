@@ -38,6 +38,7 @@ from ._models import (
 from ._resume import LAST, RunCursor
 from ._session import (
     EVENT_STREAM,
+    GOES_ON,
     NOT_OFFERED,
     CallSettings,
     Outcome,
@@ -54,7 +55,6 @@ Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed",
 RAW = "aiter_sse() or iter_sse()"
 """The consumer to whom nothing is decoded, and a failed run no failure of the stream."""
 
-_GOES_ON = frozenset({"pending", "running"})
 _NOTED = frozenset({"values", "end", "error"})
 
 
@@ -244,10 +244,11 @@ class EventStream(Generic[T]):
     async def _open(self) -> Exchange:
         if self.exchange is None:
             self._deadline = self._session.io.deadline(self._settings.timeout)
-            self._operation = await self._session.whole(
-                self._operation, self._settings, self._deadline
-            )
-            self._check_open()
+            if self._operation.needs is not None:
+                self._operation = await self._session.whole(
+                    self._operation, self._settings, self._deadline
+                )
+                self._check_open()
             wire = self._wire(self._operation)
 
             async def once() -> Exchange:
@@ -320,14 +321,14 @@ class EventStream(Generic[T]):
             self._cursor.check_is_whole()
         except LookupError as problem:
             raise self._cut(problem) from None
+        await cast("Exchange", self.exchange).release()  # its place in the pool may be needed
         run = await self._ask_for_status()
         status = None if run is None else run.status
-        if status in _GOES_ON:
+        if status in GOES_ON:
             error = TransportError(f"its connection ended, its run is {status}")
             await self._go_on_after(error, run)
             return
         self._all_arrived = True
-        await cast("Exchange", self.exchange).release()
         if status is None:
             self.ended, self._is_concluded = "eof", True
         else:
@@ -343,7 +344,7 @@ class EventStream(Generic[T]):
     async def _look_into_end(self) -> None:
         if self._cursor.is_doubtful:
             run = await self._ask_for_status()
-            if run is not None and run.status in _GOES_ON:
+            if run is not None and run.status in GOES_ON:
                 raise self._cut(f"its server repeats an earlier end, its run is {run.status}")
         await self._conclude(RunStatus.INTERRUPTED, None, "end")
 

@@ -175,8 +175,8 @@ def _typed(
     try:
         return adapter.validate_python(state)
     except ValidationError as exc:
-        # A failed run is told as such, whether or not it got as far as the values asked for.
-        if run.status in FAILED:
+        # A run that failed, or asks, need not have got as far as the values asked for.
+        if run.status in FAILED or asks:
             return None
         raise ProtocolError(
             f"the values from {answer.asked} do not fit values_type: {first_problem(exc)}; "

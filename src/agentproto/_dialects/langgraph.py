@@ -128,6 +128,7 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
             raise ValueError(
                 f"{name}: LangGraph servers do not list runs by it; look at the {name} of each run"
             )
+    _check_not_extra(extra_body, *RunSearchRequest.model_fields)
     limit, offset = fields.get("limit", 10), fields.get("offset", 0)
     # LangGraph.js takes limit for the end of the page, counted from the first run of all.
     fields["limit"] = max(limit, min(limit + offset, 1000))
@@ -135,7 +136,7 @@ def search_runs(request: RunSearchRequest, extra_body: Mapping[str, Any]) -> Ope
         method="GET",
         is_idempotent=True,
         path=_runs(thread_id),
-        query={name: str(value) for name, value in {**fields, **extra_body}.items()},
+        query={name: _in_query(value) for name, value in {**fields, **extra_body}.items()},
         thread_id=thread_id,
         decode=lambda answer: runs_in(answer, reshape=_run_of_schema)[:limit],
     )
@@ -178,6 +179,10 @@ def stream_run(
         return operation
     # A server that keeps no events goes on with what comes next, and does not tell of the gap.
     return replace(operation, needs=Needs(get_run(run), partial(_unless_not_kept, operation)))
+
+
+def _in_query(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def cancel_run(run: RunRef, *, wait: bool, action: str) -> Operation[None]:
@@ -279,6 +284,7 @@ def _asking_first(
     extra_body: Mapping[str, Any],
 ) -> R:
     """The resume, once it is known of which assistant it is and that what it answers is asked."""
+    _check_not_extra(extra_body, "command")
     whole = resume(None)
     if "assistant_id" not in extra_body:
         whole = replace(whole, needs=Needs(get_run(run), resume))
@@ -320,6 +326,7 @@ def _options_of(run: Run) -> dict[str, Any]:
 
 
 def _create_fields(run_create: RunCreate, extra_body: Mapping[str, Any]) -> dict[str, Any]:
+    _check_not_extra(extra_body, "thread_id", "agent_id", "messages")
     fields = run_create.fields_to_send()
     fields.pop("thread_id", None)
     agent_id, messages = fields.pop("agent_id", None), fields.pop("messages", None)
@@ -331,6 +338,13 @@ def _create_fields(run_create: RunCreate, extra_body: Mapping[str, Any]) -> dict
             "id of an assistant"
         )
     return fields if messages is None else {**fields, "input": _with_messages(fields, messages)}
+
+
+def _check_not_extra(extra_body: Mapping[str, Any], *names: str) -> None:
+    # These servers have no such fields: sent as they are, they would mean nothing.
+    for name in names:
+        if name in extra_body:
+            raise ValueError(f"extra_body: {name!r} is a field of the call; give it as {name}=")
 
 
 def _with_messages(fields: Mapping[str, Any], messages: list[Any]) -> dict[str, Any]:
@@ -404,8 +418,17 @@ def _questions_in(answer: Answer) -> list[Interrupt]:
 
 def _run_of_schema(data: dict[str, Any]) -> dict[str, Any]:
     options = as_object(data.get("kwargs")) or {}
-    found = {name: options.get(name) for name in ("input", "config", "webhook", "stream_mode")}
-    found["agent_id"] = data.get("assistant_id")
+    modes, webhook = options.get("stream_mode"), options.get("webhook")
+    modes_listed = as_list(modes)
+    found = {
+        "input": options.get("input"),
+        "config": as_object(options.get("config")),
+        "webhook": webhook if isinstance(webhook, str) else None,
+        "stream_mode": modes
+        if isinstance(modes, str)
+        else modes_listed and list(map(str, modes_listed)),
+        "agent_id": data.get("assistant_id"),
+    }
     return {**{name: value for name, value in found.items() if value is not None}, **data}
 
 
