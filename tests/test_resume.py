@@ -575,6 +575,49 @@ def test_cursor_says_why_it_cannot_go_on(events_seen: list[ServerSentEvent], why
     assert cursor.why_not_joinable(can_replay=False) == why
 
 
+connections = st.lists(
+    st.tuples(
+        st.sampled_from(["exact", "overlap", "all"]),
+        st.integers(1, 5),  # how many old events an overlap has
+        st.booleans(),  # whether metadata stands at the head
+        st.integers(0, 40),  # how many events come before the cut
+    ),
+    min_size=1,
+    max_size=6,
+)
+
+
+@given(without_id=st.sets(st.integers(1, 12)), connections=connections)
+def test_any_replay_gives_a_prefix_without_gap_or_double(
+    without_id: set[int], connections: list[tuple[str, int, bool, int]]
+) -> None:
+    """Property: whatever is replayed, and whichever events have no ids, or it is told."""
+    run = [seen("m", "metadata")]
+    run += [seen(None if n in without_id else str(n)) for n in range(1, 13)]
+    run += [seen("end", "end")]
+    cursor, taken, had_metadata = RunCursor(), list[int](), False
+    for number, (mode, back, has_head, count) in enumerate(connections):
+        start = 0
+        if number:
+            if cursor.why_not_joinable(can_replay=False) is not None:
+                return
+            cursor.joined()
+            behind = next(i for i, e in enumerate(run) if e.own_id == cursor.last_event_id) + 1
+            start = {"exact": behind, "overlap": max(0, behind - back), "all": 0}[mode]
+        sent = run[start : start + count]
+        sent = [run[0], *sent] if number and has_head and start else sent
+        try:
+            for event in cursor.take_in(sent):
+                if event.event != "metadata" or not had_metadata:
+                    taken.append(next(i for i, e in enumerate(run) if e is event))
+                had_metadata = had_metadata or event.event == "metadata"
+        except LookupError:
+            break
+        if run[-1] in sent:
+            break
+    assert taken == list(range(len(taken)))
+
+
 async def test_stream_goes_on_behind_the_event_it_was_asked_for(flavour: Flavour) -> None:
     """FAULTS 2: a join that is cut before its first event loses neither its place nor an event."""
 
