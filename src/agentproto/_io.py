@@ -545,8 +545,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         self._stops.add(request.stop)
         until = math.inf if request.deadline is None else request.deadline
-        if not self.is_closed:
-            request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
+        self.check_not_stopped(request.stop)
+        request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
         self.check_not_stopped(request.stop)
         _check_deadline(request)
 
