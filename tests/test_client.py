@@ -868,7 +868,9 @@ async def test_cause_that_quotes_a_header_is_left_out(flavour: Flavour) -> None:
         client = flavour.client(server.url, http_client=own)
         with pytest.raises(TransportError, match="could not be written as HTTP") as caught:
             await flavour.call(client.create_and_wait_run)
-    await _close(own)
+        await _close(own)
+        # Otherwise the server could end while it lets the connection in.
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
     assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
