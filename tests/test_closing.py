@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
+from types import FrameType
 from typing import Any
 
 import httpx
@@ -25,7 +26,7 @@ from agentproto.testing import AgentRun, RunsServer, Values
 from .both import Async, Flavour
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
 from .interruptible import interruptible
-from .raw_server import BOUND, Connection, Script, answer, events, head, raw_server
+from .raw_server import BOUND, Connection, Script, answer, events, head, json_answer, raw_server
 
 META = b'event: metadata\ndata: {"run_id":"r1"}\nid: 1\n\n'
 END = b'event: end\ndata: {"status":"success"}\nid: 2\n\n'
@@ -247,6 +248,31 @@ def test_ctrl_c_closes_the_connection_of_a_process_that_lives_on(
     assert "Traceback" not in err
     assert "never retrieved" not in err
     assert len(server.requests) == 1
+
+
+def test_garbage_of_calls_runs_no_code_that_could_swallow_an_interrupt() -> None:
+    """httpx leaves cycles: what is collected with them must not have Python callbacks."""
+    ran: list[str] = []
+
+    def note(frame: FrameType, what: str, _: object) -> None:
+        if what == "call":
+            ran.append(frame.f_code.co_qualname)
+
+    with raw_server(events(META, END), json_answer('{"run_id": "r1"}')) as server:
+        client = RunsClient(server.url)
+        gc.collect()
+        gc.disable()
+        assert len(list(client.create_and_stream_run())) == 2
+        assert client.get_run("r1").run_id == "r1"
+        sys.setprofile(note)
+        try:
+            collected = gc.collect()
+        finally:
+            sys.setprofile(None)
+            gc.enable()
+        client.close()
+    assert collected > 20
+    assert ran == []
 
 
 async def test_streams_over_tls_are_joined_and_closed(flavour: Flavour) -> None:

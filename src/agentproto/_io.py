@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
-from weakref import WeakSet
+from weakref import ref
 
 import anyio
 import httpx
@@ -250,7 +250,7 @@ class _ClientIO(ABC, Generic[C]):
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
         self.exchanges: set[Exchange] = set()
         self.dropped: deque[Exchange] = deque()
-        self._stops: WeakSet[Stop] = WeakSet()
+        self._stops: set[Stop] = set()
 
     @abstractmethod
     def _get_client(self) -> C | None: ...
@@ -274,6 +274,16 @@ class _ClientIO(ABC, Generic[C]):
         while self.dropped:
             with suppress(Exception):
                 await self.dropped.popleft().release()
+
+    @contextmanager
+    def _waiting(self, request: WireRequest) -> Generator[None]:
+        """Let the wait in here be ended by whoever closes the client."""
+        self._stops.add(request.stop)
+        try:
+            self.check_not_stopped(request.stop)
+            yield
+        finally:
+            self._stops.discard(request.stop)
 
     def closed(self) -> RuntimeError:
         """What ends a call whose client is closed meanwhile."""
@@ -324,7 +334,7 @@ class _ClientIO(ABC, Generic[C]):
         _abandoned.append((self._get_client(), *self.exchanges))
         self._set_client(None)
         self._pid, self._making = os.getpid(), threading.Lock()
-        self.exchanges, self.dropped, self._stops = set(), deque(), WeakSet()
+        self.exchanges, self.dropped, self._stops = set(), deque(), set()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
         limits = _limits_left(request)
@@ -433,13 +443,12 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
     @contextmanager
     def within(self, request: WireRequest, *, until_headers: bool = False) -> Generator[None]:
         """End what is awaited here at the limit of the request, or when the client is closed."""
-        self._stops.add(request.stop)
-        self.check_not_stopped(request.stop)
         idle = request.timeout.idle
         # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
         patience = 2 * idle if until_headers and idle is not None else math.inf
         left = math.inf if request.deadline is None else request.deadline - time.monotonic()
-        with anyio.move_on_after(max(0.0, min(patience, left))) as scope:
+        within = max(0.0, min(patience, left))
+        with self._waiting(request), anyio.move_on_after(within) as scope:
             request.stop.scopes[scope] = _running_loop()
             try:
                 yield
@@ -501,7 +510,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
     ) -> None:
         super().__init__(make, auth, is_ours=is_ours)
         self._client: httpx.Client | None = None
-        self._connections: WeakSet[Any] = WeakSet()
+        # Weak, yet without callbacks: collected just then, one would swallow a KeyboardInterrupt.
+        self._connections: list[ref[Any]] = []
 
     def _get_client(self) -> httpx.Client | None:
         return self._client
@@ -511,13 +521,11 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     def _meet_fork(self) -> None:
         super()._meet_fork()
-        self._connections = WeakSet()
+        self._connections = []
 
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
         await self.release_dropped()
-        self._stops.add(request.stop)
-        self.check_not_stopped(request.stop)
         _check_deadline(request)
         built: httpx.Request | None = None
 
@@ -529,7 +537,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
         try:
             built = self._build(client, request)
             built.extensions["trace"] = trace
-            response = client.send(built, **self._send_options())
+            with self._waiting(request):
+                response = client.send(built, **self._send_options())
         except _TRANSPORT_ERRORS as exc:
             raise self.error(exc, request, built) from _tellable(exc)
         return _BlockingExchange(self, request, response)
@@ -538,15 +547,16 @@ class BlockingIO(_ClientIO[httpx.Client]):
         # Which connection a request waits on, httpx tells only with the answer.
         made = _connection_made(name, info)
         if made is not None:
-            self._connections.add(made)
+            with self._making:
+                alive = [known for known in self._connections if known() is not None]
+                self._connections = [*alive, ref(made)]
             if self.is_closed:
                 _shut_down(made)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
-        self._stops.add(request.stop)
         until = math.inf if request.deadline is None else request.deadline
-        self.check_not_stopped(request.stop)
-        request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
+        with self._waiting(request):
+            request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
         self.check_not_stopped(request.stop)
         _check_deadline(request)
 
@@ -558,8 +568,8 @@ class BlockingIO(_ClientIO[httpx.Client]):
             stop.set()
         for exchange in _members(self.exchanges):
             exchange.wake()
-        for stream in _members(self._connections):
-            _shut_down(stream)
+        for known in self._connections:
+            _shut_down(known())
         if self._is_ours and self._client is not None:
             self._client.close()
 
