@@ -299,7 +299,7 @@ def test_resources_keep_what_they_do_not_know() -> None:
         Run(run_id=RUN, status=RunStatus.ERROR),
         RunWaitResponse(run=Run(run_id=RUN), values={"a": 1}),
         ValuesEvent("values", {"a": 1}, "7", ("n",)),
-        MessagesEvent("messages", [], "chunk", None, (), (Message(role="a", content="b"),)),
+        MessagesEvent("messages", [{"role": "a", "content": "b"}], "chunk"),
         RunRef(RUN, "t"),
     ],
     ids=lambda v: type(v).__name__,

@@ -29,7 +29,11 @@ from ._models import (
     UnknownEvent,
     UpdatesEvent,
     ValuesEvent,
+    is_piece_of_text,
     message_from,
+    messages_event,
+    piece_of_text,
+    role_in,
 )
 from ._shapes import as_list, as_object
 from ._sse import ServerSentEvent
@@ -162,29 +166,25 @@ def _custom(sse: ServerSentEvent, namespace: tuple[str, ...]) -> CustomEvent:
 
 def _chunk(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
     data = _json(sse)
-    items, metadata = _messages_and_metadata(data)
-    messages = tuple(map(message_from, items))
-    return MessagesEvent(sse.event, data, "chunk", sse.own_id, namespace, messages, metadata)
+    event = messages_event(sse.event, data, "chunk", sse.own_id, namespace)
+    return event if is_piece_of_text(data) else _checked(event)
 
 
 def _partial(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
-    return _whole(sse, namespace, "partial")
+    return _checked(messages_event(sse.event, _json(sse), "partial", sse.own_id, namespace))
 
 
 def _complete(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
-    return _whole(sse, namespace, "complete")
-
-
-def _whole(sse: ServerSentEvent, namespace: tuple[str, ...], kind: Kind) -> MessagesEvent:
-    data = _json(sse)
-    items = as_list(data)
-    messages = tuple(map(message_from, [data] if items is None else items))
-    return MessagesEvent(sse.event, data, kind, sse.own_id, namespace, messages)
+    return _checked(messages_event(sse.event, _json(sse), "complete", sse.own_id, namespace))
 
 
 def _about_messages(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
-    data = _object(sse)
-    return MessagesEvent(sse.event, data, "metadata", sse.own_id, namespace, (), data)
+    return messages_event(sse.event, _object(sse), "metadata", sse.own_id, namespace)
+
+
+def _checked(event: MessagesEvent) -> MessagesEvent:
+    _ = event.messages
+    return event
 
 
 def _error(sse: ServerSentEvent, namespace: tuple[str, ...]) -> ErrorEvent:
@@ -268,20 +268,6 @@ def first_problem(exc: ValidationError) -> str:
     return f"{where}: {problem['msg']}" if where else problem["msg"]
 
 
-def _messages_and_metadata(data: Any) -> tuple[list[Any], dict[str, Any]]:
-    items = as_list(data)
-    if items is None:
-        return [data], {}
-    metadata = as_object(items[1]) if len(items) == 2 else None
-    if metadata is None or _looks_like_message(metadata):
-        return items, {}
-    return items[:1], metadata
-
-
-def _looks_like_message(data: dict[str, Any]) -> bool:
-    return "content" in data and ("role" in data or "type" in data)
-
-
 def messages_in(values: object) -> list[Message]:
     """The conversation in a state, where its `messages` parse as such, else nothing."""
     items = as_list((as_object(values) or {}).get("messages"))
@@ -320,6 +306,9 @@ class Transcript(Generic[T]):
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
         if isinstance(event, MessagesEvent):  # nearly every event: a match would come to it late
+            piece = piece_of_text(event)
+            if piece is not None:
+                return self._said_in(piece)
             return "".join([self._said(message, event.kind) for message in event.messages])
         match event:
             case ValuesEvent(namespace=()):
@@ -343,6 +332,15 @@ class Transcript(Generic[T]):
         if data is not None and (data or not event.interrupts):
             self.values = data
             self.has_values = True
+
+    def _said_in(self, piece: dict[str, Any]) -> str:
+        # As `_said`, without a `Message` of each piece.
+        before = self._messages.get(piece.get("id"))
+        if not isinstance(before, _Growing):
+            return self._said(message_from(piece), "chunk")
+        before.append_piece(piece)
+        text: str = piece["content"] if role_in(piece) == "assistant" else ""
+        return text
 
     def _said(self, message: Message, kind: Kind) -> str:
         before = self._messages.get(message.id)
@@ -373,6 +371,9 @@ def _interrupts_of_end(data: Any) -> tuple[Interrupt, ...]:
     return () if found is None else interrupts_in(found)
 
 
+_FIELDS_OF_PIECE = frozenset({"id", "role", "content"})
+
+
 class _Growing:
     """A message that comes in pieces; its text is written once, however many pieces it has."""
 
@@ -391,11 +392,29 @@ class _Growing:
         else:
             self._text.write(chunk.content)
         for name, value in (chunk.model_extra or {}).items():
-            before, more = as_list(self._extra.get(name)), as_list(value)
-            if before is not None and more is not None:
-                self._extra[name] = [*before, *more]
+            self._append_extra(name, value)
+
+    def append_piece(self, piece: dict[str, Any]) -> None:
+        """Append a piece of text, as it was sent."""
+        if self._blocks:
+            self.append(message_from(piece))
+            return
+        self._text.write(piece["content"])
+        extra = self._extra
+        for name, value in piece.items():
+            if name in _FIELDS_OF_PIECE or (not value and name in extra):
+                continue
+            if type(value) is list:
+                self._append_extra(name, value)
             else:
-                self._extra[name] = value or self._extra.get(name, value)
+                extra[name] = value
+
+    def _append_extra(self, name: str, value: Any) -> None:
+        before, more = as_list(self._extra.get(name)), as_list(value)
+        if before is not None and more is not None:
+            self._extra[name] = [*before, *more]
+        else:
+            self._extra[name] = value or self._extra.get(name, value)
 
     def message(self) -> Message:
         text = self._text.getvalue()

@@ -37,7 +37,7 @@ from pydantic import (
     model_validator,
 )
 
-from ._shapes import as_list, as_object
+from ._shapes import as_list, as_object, is_list, is_object
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -155,30 +155,49 @@ def message_from(item: Any) -> Message:
     Raises:
         ValidationError: for what is none.
     """
-    if isinstance(item, dict):
-        found = cast("dict[str, Any]", item)
-        kind, content, message_id = found.get("type"), found.get("content"), found.get("id")
-        role = found.get("role")
-        if role is None and isinstance(kind, str):
-            role = _ROLES.get(kind, kind)
-        is_plain = (message_id is None or isinstance(message_id, str)) and "metadata" not in found
-        if is_plain and isinstance(role, str) and isinstance(content, str):
-            return _message_of_text(found, role, content)
-    return Message.model_validate(item)
+    return _message_of_text(item) if _is_piece_of_text(item) else Message.model_validate(item)
 
 
-def _message_of_text(item: dict[str, Any], role: str, content: str) -> Message:
-    # A piece of text, as nearly every message of a stream: what pydantic makes of it, in half
-    # the time.
+def _is_piece_of_text(item: Any) -> bool:
+    """Whether this is a message of the kind of which a stream has thousands.
+
+    That is one of which `Message` can be made, and in which nothing is to be looked into.
+    """
+    if not is_object(item):
+        return False
+    message_id = item.get("id")
+    return (
+        isinstance(item.get("content"), str)
+        and (message_id is None or isinstance(message_id, str))
+        and "metadata" not in item
+        and isinstance(role_in(item), str)
+    )
+
+
+def role_in(item: dict[str, Any]) -> Any:
+    """The role that a message as sent gives, under either name."""
+    role = item.get("role")
+    if role is None:
+        kind = item.get("type")
+        return _ROLES.get(kind, kind) if type(kind) is str else kind
+    return role
+
+
+def _message_of_text(item: dict[str, Any]) -> Message:
+    # What pydantic makes of it, in less than half the time.
     extra = item.copy()
     extra.pop("role", None)
-    del extra["content"]
-    fields: dict[str, Any] = {"role": role, "content": content, "id": None, "metadata": None}
-    if "id" in extra:
-        fields["id"] = extra.pop("id")
+    fields: dict[str, Any] = {
+        "role": role_in(item),
+        "content": extra.pop("content"),
+        "id": extra.pop("id", None),
+        "metadata": None,
+    }
+    fields_set = set(item)
+    fields_set.add("role")
     message = Message.__new__(Message)
     _set(message, "__dict__", fields)
-    _set(message, "__pydantic_fields_set__", {"role", *item})
+    _set(message, "__pydantic_fields_set__", fields_set)
     _set(message, "__pydantic_extra__", extra)
     _set(message, "__pydantic_private__", None)
     return message
@@ -459,8 +478,78 @@ class MessagesEvent:
     kind: Literal["chunk", "partial", "complete", "metadata"]
     id: str | None = None
     namespace: tuple[str, ...] = ()
-    messages: tuple[Message, ...] = ()
-    metadata: dict[str, Any] = field(default_factory=dict[str, Any])
+    _made: tuple[Message, ...] | None = field(default=None, init=False, repr=False, compare=False)
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What is in `data`, parsed when it is asked for: of most streams only the text is."""
+        if self._made is None:
+            items = [] if self.kind == "metadata" else self._parts()[0]
+            object.__setattr__(self, "_made", tuple(map(message_from, items)))
+        return cast("tuple[Message, ...]", self._made)
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What the server says about the messages, such as the node they come from."""
+        return self._parts()[1]
+
+    def _parts(self) -> tuple[list[Any], dict[str, Any]]:
+        if self.kind == "metadata":
+            return [], as_object(self.data) or {}
+        items = as_list(self.data)
+        if items is None:
+            return [self.data], {}
+        metadata = as_object(items[1]) if self.kind == "chunk" and len(items) == 2 else None
+        if metadata is None or _looks_like_message(metadata):
+            return items, {}
+        return items[:1], metadata
+
+
+def is_piece_of_text(data: Any) -> bool:
+    """Whether the data of a chunk is one message of plain text and its metadata, as nearly always.
+
+    Of these, and of nothing else, the messages are left to be made when they are asked for.
+    """
+    if not is_list(data) or len(data) != 2:
+        return False
+    message, metadata = data
+    return is_object(metadata) and "content" not in metadata and _is_piece_of_text(message)
+
+
+def piece_of_text(event: MessagesEvent) -> dict[str, Any] | None:
+    """The only message of an event that was read, as it was sent, where it is a piece of text."""
+    made = event._made  # pyright: ignore[reportPrivateUsage]  # of this module
+    return event.data[0] if made is None and event.kind == "chunk" else None
+
+
+def _looks_like_message(data: dict[str, Any]) -> bool:
+    return "content" in data and ("role" in data or "type" in data)
+
+
+class _Open:
+    """What a `MessagesEvent` is until it has its fields: a frozen class sets them three times as
+    slowly, and most events of a stream are of it."""
+
+    __slots__ = ("_made", "data", "event", "id", "kind", "namespace")
+
+
+def messages_event(
+    event: str,
+    data: Any,
+    kind: Literal["chunk", "partial", "complete", "metadata"],
+    event_id: str | None,
+    namespace: tuple[str, ...],
+) -> MessagesEvent:
+    """The same as `MessagesEvent(...)`."""
+    made: Any = _Open()
+    made.event = event
+    made.data = data
+    made.kind = kind
+    made.id = event_id
+    made.namespace = namespace
+    made._made = None
+    made.__class__ = MessagesEvent
+    return cast("MessagesEvent", made)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 
+_DATA = b"data: "
 _BOM = b"\xef\xbb\xbf"
 _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18
@@ -56,6 +57,8 @@ class SSEDecoder:
         self._line = bytearray()
         self._at_start = True
         self._after_cr = False
+        self._is_between_blocks = False
+        self._head, self._name = _DATA, "message"
         self._begin_block()
 
     def _begin_block(self) -> None:
@@ -67,8 +70,11 @@ class SSEDecoder:
     @property
     def is_within_event(self) -> bool:
         """Whether more has come than whole events and comments."""
-        is_begun = self._event or self._data is not None or self._own_id is not None
-        return bool(is_begun or (self._line and not self._line.startswith(b":")))
+        return self._is_block_begun or bool(self._line and not self._line.startswith(b":"))
+
+    @property
+    def _is_block_begun(self) -> bool:
+        return bool(self._event) or self._data is not None or self._own_id is not None
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end within this chunk."""
@@ -78,7 +84,51 @@ class SSEDecoder:
             self._after_cr = False
         if not chunk or self.is_over:
             return []
-        self._after_cr = chunk.endswith(b"\r")
+        if b"\r" in chunk:
+            self._after_cr = chunk.endswith(b"\r")
+            chunk = chunk.replace(b"\r\n", b"\n")
+            if b"\r" in chunk:
+                return self._feed_lines(chunk)
+        if self._is_between_blocks:
+            return self._feed_blocks(chunk, 0)
+        end_of_block = chunk.find(b"\n\n") + 2
+        if end_of_block in {1, len(chunk)}:
+            return self._feed_lines(chunk)
+        events = self._feed_lines(chunk[:end_of_block])
+        return events if self.is_over else events + self._feed_blocks(chunk, end_of_block)
+
+    def _feed_blocks(self, chunk: bytes, at: int) -> list[ServerSentEvent]:
+        """Take whole blocks of the common form (event, data, perhaps id), the rest by its lines.
+
+        A block like the one before is cut out by two searches: less than half the time.
+        """
+        events: list[ServerSentEvent] = []
+        head, name, most = self._head, self._name, self._most
+        size = len(chunk)
+        while at < size:
+            if not chunk.startswith(head, at):
+                head, name = _head_at(chunk, at)
+                if not head:
+                    break
+            begin = at + len(head)
+            end = chunk.find(b"\n", begin)
+            if end < 0 or end - begin > most:
+                break
+            own_id = None
+            after = end + 2
+            if not chunk.startswith(b"\n", end + 1):
+                after = chunk.find(b"\n\n", end) + 2
+                field, _, value = chunk[end + 1 : after - 2].partition(b": ")
+                if after == 1 or field != b"id" or b"\n" in value or b"\0" in value:
+                    break
+                own_id = self._last_event_id = value.decode("utf-8", "replace")
+            data = chunk[begin:end]
+            events.append(ServerSentEvent(name, data, self._last_event_id, own_id, None))
+            at = after
+        self._head, self._name = head or _DATA, name
+        return events if at == size else events + self._feed_lines(chunk[at:])
+
+    def _feed_lines(self, chunk: bytes) -> list[ServerSentEvent]:
         lines = chunk.splitlines()
         unfinished = None if chunk.endswith((b"\n", b"\r")) else lines.pop()
         if lines and self._line:
@@ -95,6 +145,8 @@ class SSEDecoder:
             self.is_over = True
             self._line.clear()
             self._begin_block()
+        is_begun = self._is_block_begun or self._own_retry is not None
+        self._is_between_blocks = not (is_begun or self._line or self._at_start)
         return events
 
     def _holds_too_much(self) -> bool:
@@ -155,6 +207,17 @@ class SSEDecoder:
             self._own_id,
             self._own_retry,
         )
+
+
+def _head_at(chunk: bytes, at: int) -> tuple[bytes, str]:
+    """What stands before the data of the block here, and its event name; b"" if that is unusual."""
+    if chunk.startswith(_DATA, at):
+        return _DATA, "message"
+    end = chunk.find(b"\n", at)
+    if chunk.startswith(b"event: ", at) and chunk.startswith(_DATA, end + 1) and end >= 0:
+        name = chunk[at + len(b"event: ") : end]
+        return chunk[at : end + 1] + _DATA, name.decode("utf-8", "replace") or "message"
+    return b"", "message"
 
 
 def _milliseconds(digits: bytes) -> int:
