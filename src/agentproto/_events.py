@@ -10,6 +10,7 @@ from itertools import groupby, takewhile
 from typing import Any, Generic, Literal, TypeAlias, TypeVar, cast
 
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from ._errors import ProtocolError, error_from_json
 from ._json import parse_json
@@ -29,10 +30,10 @@ from ._models import (
     UnknownEvent,
     UpdatesEvent,
     ValuesEvent,
-    is_piece_of_text,
     message_from,
     messages_event,
     piece_of_text,
+    piece_of_text_in,
     role_in,
 )
 from ._shapes import as_list, as_object
@@ -130,6 +131,8 @@ class EventReader(Generic[T]):
             name, *inner = name.split("|")
             namespace = () if inner == [""] else tuple(inner)
         try:
+            if name == "messages":
+                return _chunk(sse, namespace)
             if name == "values":
                 return self._values(sse, namespace)
             read = _READERS.get(name) or _READERS_OF_WHOLE_RUN.get(sse.event, _unknown)
@@ -165,9 +168,13 @@ def _custom(sse: ServerSentEvent, namespace: tuple[str, ...]) -> CustomEvent:
 
 
 def _chunk(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
-    data = _json(sse)
-    event = messages_event(sse.event, data, "chunk", sse.own_id, namespace)
-    return event if is_piece_of_text(data) else _checked(event)
+    try:
+        data = from_json(sse.data)
+    except ValueError:
+        data = _json(sse)
+    piece = piece_of_text_in(data)
+    event = messages_event(sse.event, data, "chunk", sse.own_id, namespace, piece)
+    return _checked(event) if piece is None else event
 
 
 def _partial(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
@@ -205,7 +212,6 @@ def _unknown(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UnknownEvent:
 _READERS: dict[str, Callable[[ServerSentEvent, tuple[str, ...]], RunEvent[Any]]] = {
     "metadata": _metadata,
     "updates": _updates,
-    "messages": _chunk,
     "messages/partial": _partial,
     "messages/complete": _complete,
     "messages/metadata": _about_messages,
@@ -308,7 +314,9 @@ class Transcript(Generic[T]):
         if isinstance(event, MessagesEvent):  # nearly every event: a match would come to it late
             piece = piece_of_text(event)
             if piece is not None:
-                return self._said_in(piece)
+                growing = self._messages.get(piece.get("id"))
+                if isinstance(growing, _Growing):
+                    return growing.append_piece(piece)
             return "".join([self._said(message, event.kind) for message in event.messages])
         match event:
             case ValuesEvent(namespace=()):
@@ -332,15 +340,6 @@ class Transcript(Generic[T]):
         if data is not None and (data or not event.interrupts):
             self.values = data
             self.has_values = True
-
-    def _said_in(self, piece: dict[str, Any]) -> str:
-        # As `_said`, without a `Message` of each piece.
-        before = self._messages.get(piece.get("id"))
-        if not isinstance(before, _Growing):
-            return self._said(message_from(piece), "chunk")
-        before.append_piece(piece)
-        text: str = piece["content"] if role_in(piece) == "assistant" else ""
-        return text
 
     def _said(self, message: Message, kind: Kind) -> str:
         before = self._messages.get(message.id)
@@ -394,20 +393,23 @@ class _Growing:
         for name, value in (chunk.model_extra or {}).items():
             self._append_extra(name, value)
 
-    def append_piece(self, piece: dict[str, Any]) -> None:
-        """Append a piece of text, as it was sent."""
+    def append_piece(self, piece: dict[str, Any]) -> str:
+        """Append a piece of text as it was sent; returns the text if the assistant says it."""
+        text: str = piece["content"]
         if self._blocks:
             self.append(message_from(piece))
-            return
-        self._text.write(piece["content"])
-        extra = self._extra
-        for name, value in piece.items():
-            if name in _FIELDS_OF_PIECE or (not value and name in extra):
-                continue
-            if type(value) is list:
-                self._append_extra(name, value)
-            else:
-                extra[name] = value
+        else:
+            self._text.write(text)
+            extra = self._extra
+            for name, value in piece.items():
+                # What most pieces have is empty, or says what the first one did.
+                if (not value and name in extra) or name in _FIELDS_OF_PIECE:
+                    continue
+                if isinstance(value, list):
+                    self._append_extra(name, value)
+                else:
+                    extra[name] = value
+        return text if role_in(piece) == "assistant" else ""
 
     def _append_extra(self, name: str, value: Any) -> None:
         before, more = as_list(self._extra.get(name)), as_list(value)

@@ -22,6 +22,7 @@ from collections import deque
 from collections.abc import (
     AsyncIterable,
     AsyncIterator,
+    Awaitable,
     Callable,
     Generator,
     Iterable,
@@ -48,6 +49,18 @@ from ._errors import (
 )
 from ._settings import Timeout
 from ._shapes import as_list
+
+_forks = 0
+"""How many forks lie between this process and the one that imported this module."""
+
+
+def _count_fork() -> None:
+    global _forks
+    _forks += 1
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_count_fork)
 
 T = TypeVar("T")
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -114,7 +127,7 @@ class Exchange(ABC):
         self.request = request
         self.response = response
         self._owner = owner
-        self._pid = os.getpid()
+        self._forks = _forks
         self._is_at_end = False
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
@@ -122,7 +135,7 @@ class Exchange(ABC):
             self.wake()
 
     def _check_process(self) -> None:
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             raise RuntimeError("this stream was opened before a fork; open one in this process")
 
     def hurry(self, seconds: float) -> None:
@@ -137,7 +150,7 @@ class Exchange(ABC):
     def wake(self) -> None:
         """Shut the socket down, from any thread: it ends a read that blocks there."""
         # Over HTTP/2 the socket is that of other runs, too.
-        if not self._is_at_end and self._pid == os.getpid():
+        if not self._is_at_end and self._forks == _forks:
             _shut_down(self._own_connection)
 
     @property
@@ -154,16 +167,17 @@ class Exchange(ABC):
         """Let the server see that nobody listens any more, where nothing can be awaited."""
         self.wake()
         # httpcore locks when it closes: a finalizer that did could wait for its own thread.
-        if self._pid == os.getpid():
+        if self._forks == _forks:
             self._owner.dropped.append(self)
 
     def _arrived(self, piece: bytes) -> bytes:
-        if self._owner.is_closed and not piece:
-            raise self._owner.closed()
-        self._is_at_end = not piece
+        if not piece:
+            if self._owner.is_closed:
+                raise self._owner.closed()
+            self._is_at_end = True
         return piece
 
-    async def read(self) -> bytes:
+    def read(self) -> Awaitable[bytes]:
         """The next piece of the body, not compressed; b"" at its end.
 
         Raises:
@@ -172,8 +186,9 @@ class Exchange(ABC):
             ProtocolError: if its coding is none of those asked for.
         """
         inflater = self._inflater
-        if inflater is None:
-            return await self._receive()
+        return self._receive() if inflater is None else self._inflate(inflater)
+
+    async def _inflate(self, inflater: Inflater) -> bytes:
         try:
             while not (decoded := inflater.take()) and (piece := await self._receive()):
                 inflater.feed(piece)
@@ -244,7 +259,7 @@ class _ClientIO(ABC, Generic[C]):
         self._make: Callable[[], C] = make
         self._auth = auth
         self._is_ours = is_ours
-        self._pid = os.getpid()
+        self._forks = _forks
         self._making = threading.Lock()
         self.is_closed = False
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
@@ -315,7 +330,7 @@ class _ClientIO(ABC, Generic[C]):
     def _ready_client(self) -> C:
         if self.is_closed:
             raise RuntimeError("this client is closed; make a new one")
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             self._meet_fork()
         with self._making:
             client = self._get_client()
@@ -333,7 +348,7 @@ class _ClientIO(ABC, Generic[C]):
             )
         _abandoned.append((self._get_client(), *self.exchanges))
         self._set_client(None)
-        self._pid, self._making = os.getpid(), threading.Lock()
+        self._forks, self._making = _forks, threading.Lock()
         self.exchanges, self.dropped, self._stops = set(), deque(), set()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
@@ -384,9 +399,10 @@ class _AsyncExchange(Exchange):
             raise self._io.error(exc, self.request) from exc
 
     async def _next_piece(self, body: AsyncIterator[bytes]) -> bytes:
-        while (piece := await anext(body, None)) == b"":
-            pass
-        return piece or b""
+        async for piece in body:
+            if piece:
+                return piece
+        return b""
 
     async def release(self) -> None:
         self._forget()
@@ -488,7 +504,7 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
 
     async def close(self) -> None:
         self.is_closed = True
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             return
         for stop in _members(self._stops):
             stop.set()
@@ -562,7 +578,7 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     async def close(self) -> None:
         self.is_closed = True
-        if self._pid != os.getpid():
+        if self._forks != _forks:
             return
         for stop in _members(self._stops):
             stop.set()

@@ -27,6 +27,10 @@ def _short(event_id: str) -> str:
     return hashlib.sha256(event_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
+def _id_of(event: ServerSentEvent) -> str | None:
+    return _short(event.own_id) if event.own_id and _UNREADABLE not in event.own_id else None
+
+
 class RunCursor:
     """Watches events go by. Ids are opaque; order is arrival.
 
@@ -63,7 +67,15 @@ class RunCursor:
         Raises:
             LookupError: if what came before cannot be told from what is new.
         """
-        return [new for event in events for new in self._new_with(event)]
+        if self._before_join is None:
+            # Nothing was there before: nothing is held back, and nothing is a repeat.
+            for event in events:
+                if event.event != "metadata":
+                    self._ends_without_id = not event.own_id or not self._note_id(event)
+                elif self.last_event_id is None:
+                    self._note_id(event)
+            return events
+        return [new for event in events for new in self._new_with(event, self._before_join)]
 
     def why_not_joinable(self, *, can_replay: bool) -> str | None:
         """Why a join could lose or double events; None if it cannot.
@@ -100,24 +112,21 @@ class RunCursor:
         if self._skips_to is not None or self._held:
             raise LookupError("the server repeats events, and ends before the last that was there")
 
-    def _new_with(self, event: ServerSentEvent) -> list[ServerSentEvent]:
-        event_id = None
-        if event.own_id and _UNREADABLE not in event.own_id:
-            event_id = _short(event.own_id)
+    def _new_with(
+        self, event: ServerSentEvent, before_join: frozenset[str]
+    ) -> list[ServerSentEvent]:
         if event.event == "metadata":
-            if self.last_event_id is None and self._before_join is None:
-                self._note_id(event, event_id)
             return [event]
+        event_id = _id_of(event)
         if event_id is None and event.event not in LAST and self._may_be_repeat(event):
             return []
         held, self._held = self._held, []
         if held and event_id is None:
             raise LookupError("behind the join there is no event with an id")
-        if self._before_join is not None and self._was_there(event_id, self._before_join):
+        if self._was_there(event_id, before_join):
             return []
         self._is_placed = True
-        self._note_id(event, event_id)
-        self._ends_without_id = event_id is None
+        self._ends_without_id = not self._note_id(event)
         return [*held, event]
 
     def _may_be_repeat(self, event: ServerSentEvent) -> bool:
@@ -165,14 +174,18 @@ class RunCursor:
     def _knows_all(self, before_join: frozenset[str]) -> bool:
         return self._begins_run and self._first in before_join
 
-    def _note_id(self, event: ServerSentEvent, event_id: str | None) -> None:
+    def _note_id(self, event: ServerSentEvent) -> bool:
+        """Whether it has one that can be gone on behind."""
+        event_id = _id_of(event)
         if event_id is None:
-            return
-        if event.event != "metadata":
-            self._first = self._first or event_id
-        is_first_connection = self._before_join is None and event_id != self._asked
-        self._repeats_ids = self._repeats_ids or (is_first_connection and event_id in self._seen)
+            return False
+        seen = self._seen
+        if self._first is None and event.event != "metadata":
+            self._first = event_id
+        if event_id in seen and self._before_join is None and event_id != self._asked:
+            self._repeats_ids = True
         self.last_event_id = event.own_id
-        self._seen[event_id] = None
-        if len(self._seen) > WINDOW:
-            del self._seen[next(iter(self._seen))]
+        seen[event_id] = None
+        if len(seen) > WINDOW:
+            del seen[next(iter(seen))]
+        return True

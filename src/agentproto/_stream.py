@@ -55,6 +55,9 @@ Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed",
 RAW = "aiter_sse() or iter_sse()"
 """The consumer to whom nothing is decoded, and a failed run no failure of the stream."""
 
+_TELLING = frozenset({MetadataEvent, ErrorEvent, EndEvent})
+"""The events that tell of the run as a whole."""
+
 _NOTED = frozenset({"values", "end", "error"})
 
 
@@ -124,17 +127,20 @@ class EventStream(Generic[T]):
             sse = self._pending.popleft()
             try:
                 event = self._operation.decode(sse)
-                if isinstance(event, EndEvent) and self._is_to_be_looked_into(event):
-                    self._pending.appendleft(sse)
-                    return None
-                is_new = self._account(event)
+                if type(event) in _TELLING:
+                    if isinstance(event, EndEvent) and self._is_to_be_looked_into(event):
+                        self._pending.appendleft(sse)
+                        return None
+                    if not self._account(event):
+                        continue
+                else:
+                    self.new_text = self._transcript.add(event)
             except AgentProtoError as error:
                 self._pending.clear()
                 self._failure = error
                 return None
-            if is_new:
-                self._hand_over(sse)
-                return event
+            self._hand_over(sse)
+            return event
         return None
 
     def take_raw(self) -> ServerSentEvent | None:
@@ -160,23 +166,15 @@ class EventStream(Generic[T]):
         """
         await self._alone(self._open)
 
-    async def fill(self) -> bool:
-        """Wait until something has arrived; False at the end of the stream.
-
-        Raises:
-            AgentProtoError: what the stream ended in.
-        """
-        return await self._alone(self._receive)
-
     async def next(self) -> RunEvent[T] | None:
         """The next event, None at the end of the stream."""
-        while (event := self.take()) is None and await self.fill():
+        while (event := self.take()) is None and await self._alone(self._receive):
             pass
         return event
 
     async def next_raw(self) -> ServerSentEvent | None:
         """The next block, None at the end of the stream."""
-        while (sse := self.take_raw()) is None and await self.fill():
+        while (sse := self.take_raw()) is None and await self._alone(self._receive):
             pass
         return sse
 
@@ -273,26 +271,25 @@ class EventStream(Generic[T]):
         _check_is_event_stream(exchange)
 
     async def _receive(self) -> bool:
-        await self._open()
+        """Wait until something has arrived; False at the end of the stream."""
+        exchange = self.exchange or await self._open()
         if self._pending:
             await self._look_into_end()
+        # One loop for each chunk, and a chunk has one event: a coroutine less is a twentieth.
         while not self._pending and not self._all_arrived:
-            await self._read_on(cast("Exchange", self.exchange))
-        return bool(self._pending)
-
-    async def _read_on(self, exchange: Exchange) -> None:
-        self._check_size(exchange)
-        try:
-            piece = await exchange.read()
-        except TransportError as error:
+            self._check_size(exchange)
+            try:
+                piece = await exchange.read()
+            except TransportError as error:
+                self._check_open()
+                exchange = await self._go_on_after(error)
+                continue
             self._check_open()
-            await self._go_on_after(error)
-            return
-        self._check_open()
-        if piece:
-            await self._take_in(piece, exchange)
-        else:
-            await self._settle_end()
+            if not piece:
+                exchange = await self._settle_end(exchange)
+            elif self._take_in(piece):
+                await exchange.release()
+        return bool(self._pending)
 
     def _check_size(self, exchange: Exchange) -> None:
         # After the events that came before it: they were taken already.
@@ -302,37 +299,41 @@ class EventStream(Generic[T]):
                 f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
             )
 
-    async def _take_in(self, piece: bytes, exchange: Exchange) -> None:
+    def _take_in(self, piece: bytes) -> bool:
+        """Whether nothing comes behind this piece."""
         try:
-            self._pending.extend(self._cursor.take_in(self._decoder.feed(piece)))
+            new = self._cursor.take_in(self._decoder.feed(piece))
         except LookupError as problem:
             raise self._cut(str(problem)) from None
-        if self._drop_after_last():
-            self._all_arrived = True
-            await exchange.release()
+        for count, sse in enumerate(new, 1):
+            if sse.event in LAST:
+                del new[count:]
+                self._all_arrived = True
+        self._pending.extend(new)
+        return self._all_arrived
 
-    async def _settle_end(self) -> None:
+    async def _settle_end(self, exchange: Exchange) -> Exchange:
         """The connection ended in order and no event told the end of the run: ask for it."""
         may_join = self._settings.rejoin and self._operation.continues
         if self._decoder.is_within_event and may_join and self._why_not_joinable() is None:
-            await self._go_on_after(TransportError("its connection ended within an event"))
-            return
+            error = TransportError("its connection ended within an event")
+            return await self._go_on_after(error)
         try:
             self._cursor.check_is_whole()
         except LookupError as problem:
             raise self._cut(problem) from None
-        await cast("Exchange", self.exchange).release()  # its place in the pool may be needed
+        await exchange.release()  # its place in the pool may be needed
         run = await self._ask_for_status()
         status = None if run is None else run.status
         if status in GOES_ON:
             error = TransportError(f"its connection ended, its run is {status}")
-            await self._go_on_after(error, run)
-            return
+            return await self._go_on_after(error, run)
         self._all_arrived = True
         if status is None:
             self.ended, self._is_concluded = "eof", True
         else:
             await self._conclude(status, run, "status")
+        return exchange
 
     def _is_to_be_looked_into(self, event: EndEvent) -> bool:
         """Whether this end does not tell it all, or may be that of an earlier part of the run."""
@@ -386,7 +387,7 @@ class EventStream(Generic[T]):
         self._check_open()
         return run
 
-    async def _go_on_after(self, error: AgentProtoError, run: Run | None = None) -> None:
+    async def _go_on_after(self, error: AgentProtoError, run: Run | None = None) -> Exchange:
         """Join the run behind the last event that was handed over.
 
         Raises:
@@ -443,7 +444,7 @@ class EventStream(Generic[T]):
             f"is {run.status}"
         )
 
-    async def _join_after(self, seconds: float) -> None:
+    async def _join_after(self, seconds: float) -> Exchange:
         behind = self._cursor.last_event_id
         try:
             request = self._operation.join(
@@ -461,6 +462,7 @@ class EventStream(Generic[T]):
         self._is_joined = True
         floor, self._decoder = self._decoder.retry, self._decoder_after(behind)
         self._decoder.retry = floor
+        return self.exchange
 
     def _decoder_after(self, last_event_id: str | None) -> SSEDecoder:
         most = self._settings.max_event_bytes
@@ -473,14 +475,6 @@ class EventStream(Generic[T]):
             f"the stream was cut after {self.delivered} events; the run may be going on; {why}",
             delivered=self.delivered,
         )
-
-    def _drop_after_last(self) -> bool:
-        for count, sse in enumerate(self._pending, 1):
-            if sse.event in LAST:
-                while len(self._pending) > count:
-                    self._pending.pop()
-                return True
-        return False
 
     def _hand_over(self, sse: ServerSentEvent) -> None:
         self.delivered += 1
