@@ -17,6 +17,7 @@ from agentproto import (
     BlockingRunStream,
     RunsClient,
     RunStream,
+    _io,
 )
 from agentproto._blocking import drive
 
@@ -168,7 +169,7 @@ def test_fork_is_met_by_a_client_in_the_process_itself(monkeypatch: pytest.Monke
         ours, theirs = RunsClient(server.url), RunsClient(server.url, http_client=own)
         ours.create_and_wait_run()
         before = _pool_of(ours)
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(_io, "_forks", [None])
         ours.create_and_wait_run()
         with pytest.raises(RuntimeError, match="before a fork"):
             theirs.create_and_wait_run()
@@ -184,7 +185,7 @@ def test_close_in_a_child_leaves_the_pool_of_the_parent(monkeypatch: pytest.Monk
         client = RunsClient(server.url)
         client.create_and_wait_run()
         pool = _pool_of(client)
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(_io, "_forks", [None])
         client.close()
         monkeypatch.undo()
         assert not pool.is_closed
@@ -200,7 +201,7 @@ def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None
         client.create_and_stream_run() as stream,
     ):
         next(stream)
-        monkeypatch.setattr(os, "getpid", lambda: -1)
+        monkeypatch.setattr(_io, "_forks", [None])
         with pytest.raises(RuntimeError, match="opened before a fork"):
             next(stream)
         monkeypatch.undo()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import os
 import signal
 import socket
 import ssl
@@ -18,7 +17,7 @@ import httpx
 import pytest
 import trustme
 
-from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout
+from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout, _io
 from agentproto._blocking import drive
 from agentproto._io import BlockingIO, WireRequest
 from agentproto.testing import AgentRun, RunsServer, Values
@@ -83,7 +82,7 @@ async def test_child_of_a_fork_leaves_the_streams_of_its_parent(
         client = flavour.client(server.url)
         async with flavour.entered(client.create_and_stream_run()) as stream:
             with monkeypatch.context() as in_child:
-                in_child.setattr(os, "getpid", lambda: -1)
+                in_child.setattr(_io, "_forks", [None])
                 await flavour.close(client)
                 stream.core.abandon()
             client._session.io.is_closed = False  # in the parent, whose memory is its own

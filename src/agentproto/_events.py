@@ -126,13 +126,13 @@ class EventReader(Generic[T]):
             ProtocolError: if its name is of the protocol and its data is not.
         """
         name = sse.event
-        namespace: tuple[str, ...] = ()
-        if "|" in name:
-            name, *inner = name.split("|")
-            namespace = () if inner == [""] else tuple(inner)
         try:
             if name == "messages":
-                return _chunk(sse, namespace)
+                return _chunk(sse, ())
+            namespace: tuple[str, ...] = ()
+            if "|" in name:
+                name, *inner = name.split("|")
+                namespace = () if inner == [""] else tuple(inner)
             if name == "values":
                 return self._values(sse, namespace)
             read = _READERS.get(name) or _READERS_OF_WHOLE_RUN.get(sse.event, _unknown)
@@ -212,6 +212,7 @@ def _unknown(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UnknownEvent:
 _READERS: dict[str, Callable[[ServerSentEvent, tuple[str, ...]], RunEvent[Any]]] = {
     "metadata": _metadata,
     "updates": _updates,
+    "messages": _chunk,
     "messages/partial": _partial,
     "messages/complete": _complete,
     "messages/metadata": _about_messages,

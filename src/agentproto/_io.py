@@ -31,7 +31,7 @@ from collections.abc import (
 )
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
 from weakref import ref
 
@@ -50,17 +50,13 @@ from ._errors import (
 from ._settings import Timeout
 from ._shapes import as_list
 
-_forks = 0
-"""How many forks lie between this process and the one that imported this module."""
+_forks: list[None] = []
+"""One for each fork between the process that imported this module and this one.
 
-
-def _count_fork() -> None:
-    global _forks
-    _forks += 1
-
-
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_count_fork)
+Asked with each chunk, which the process id is too slow for.
+"""
+with suppress(AttributeError):  # there are none on Windows
+    os.register_at_fork(after_in_child=partial(_forks.append, None))
 
 T = TypeVar("T")
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -75,11 +71,13 @@ class Stop:
 
     def __init__(self) -> None:
         self.event: threading.Event = threading.Event()
+        self.is_set: bool = False
         self.scopes: dict[anyio.CancelScope, asyncio.AbstractEventLoop | None] = {}
         self.exchanges: set[Exchange] = set()
 
     def set(self) -> None:
         """End what waits now, and what would."""
+        self.is_set = True
         self.event.set()
         running = _running_loop()
         for scope, loop in _members(self.scopes.items()):
@@ -127,15 +125,19 @@ class Exchange(ABC):
         self.request = request
         self.response = response
         self._owner = owner
-        self._forks = _forks
+        self._forks = len(_forks)
+        extensions = response.extensions
+        # Over HTTP/2 the socket is that of other runs, too.
+        is_alone = extensions.get("http_version", b"").startswith(b"HTTP/1")
+        self._own_connection: Any = extensions.get("network_stream") if is_alone else None
         self._is_at_end = False
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
-        if request.stop.event.is_set():  # between the answer and here
+        if request.stop.is_set:  # between the answer and here
             self.wake()
 
-    def _check_process(self) -> None:
-        if self._forks != _forks:
+    def _check_may_read(self) -> None:
+        if self._forks != len(_forks):
             raise RuntimeError("this stream was opened before a fork; open one in this process")
 
     def hurry(self, seconds: float) -> None:
@@ -149,15 +151,8 @@ class Exchange(ABC):
 
     def wake(self) -> None:
         """Shut the socket down, from any thread: it ends a read that blocks there."""
-        # Over HTTP/2 the socket is that of other runs, too.
-        if not self._is_at_end and self._forks == _forks:
+        if not self._is_at_end and self._forks == len(_forks):
             _shut_down(self._own_connection)
-
-    @property
-    def _own_connection(self) -> Any:
-        extensions = self.response.extensions
-        is_alone = extensions.get("http_version", b"").startswith(b"HTTP/1")
-        return extensions.get("network_stream") if is_alone else None
 
     def _forget(self) -> None:
         self._owner.exchanges.discard(self)
@@ -167,15 +162,14 @@ class Exchange(ABC):
         """Let the server see that nobody listens any more, where nothing can be awaited."""
         self.wake()
         # httpcore locks when it closes: a finalizer that did could wait for its own thread.
-        if self._forks == _forks:
+        if self._forks == len(_forks):
             self._owner.dropped.append(self)
 
-    def _arrived(self, piece: bytes) -> bytes:
-        if not piece:
-            if self._owner.is_closed:
-                raise self._owner.closed()
-            self._is_at_end = True
-        return piece
+    def _end(self) -> bytes:
+        if self._owner.is_closed:
+            raise self._owner.closed()
+        self._is_at_end = True
+        return b""
 
     def read(self) -> Awaitable[bytes]:
         """The next piece of the body, not compressed; b"" at its end.
@@ -259,7 +253,7 @@ class _ClientIO(ABC, Generic[C]):
         self._make: Callable[[], C] = make
         self._auth = auth
         self._is_ours = is_ours
-        self._forks = _forks
+        self._forks = len(_forks)
         self._making = threading.Lock()
         self.is_closed = False
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
@@ -300,6 +294,14 @@ class _ClientIO(ABC, Generic[C]):
         finally:
             self._stops.discard(request.stop)
 
+    def _stop_all(self) -> None:
+        """End what waits, and every stream, from any thread."""
+        for stop in _members(self._stops):
+            stop.set()
+        for exchange in _members(self.exchanges):
+            exchange.request.stop.set()
+            exchange.wake()
+
     def closed(self) -> RuntimeError:
         """What ends a call whose client is closed meanwhile."""
         return RuntimeError("the client was closed while a call was waiting for its answer")
@@ -312,7 +314,7 @@ class _ClientIO(ABC, Generic[C]):
         """
         if self.is_closed:
             raise self.closed()
-        if stop.event.is_set():
+        if stop.is_set:
             raise RuntimeError(STREAM_CLOSED)
 
     def deadline(self, timeout: Timeout) -> float | None:
@@ -330,7 +332,7 @@ class _ClientIO(ABC, Generic[C]):
     def _ready_client(self) -> C:
         if self.is_closed:
             raise RuntimeError("this client is closed; make a new one")
-        if self._forks != _forks:
+        if self._forks != len(_forks):
             self._meet_fork()
         with self._making:
             client = self._get_client()
@@ -348,7 +350,7 @@ class _ClientIO(ABC, Generic[C]):
             )
         _abandoned.append((self._get_client(), *self.exchanges))
         self._set_client(None)
-        self._forks, self._making = _forks, threading.Lock()
+        self._forks, self._making = len(_forks), threading.Lock()
         self.exchanges, self.dropped, self._stops = set(), deque(), set()
 
     def _build(self, client: C, request: WireRequest) -> httpx.Request:
@@ -385,24 +387,28 @@ class _AsyncExchange(Exchange):
         self._body: AsyncIterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        self._check_process()
-        if self._body is None:
-            was_read = self.response.is_stream_consumed
-            raw = self.response.aiter_bytes() if was_read else self.response.stream
-            self._body = aiter(cast("AsyncIterable[bytes]", raw))
+        self._check_may_read()
+        body = self._body or self._open_body()
         try:
             if self.request.deadline is None and self._own_connection is not None:
-                return self._arrived(await self._next_piece(self._body))
-            with self._io.within(self.request):
-                return self._arrived(await self._next_piece(self._body))
+                async for piece in body:
+                    if piece:
+                        return piece
+            else:
+                with self._io.within(self.request):
+                    async for piece in body:
+                        if piece:
+                            return piece
         except _TRANSPORT_ERRORS as exc:
             raise self._io.error(exc, self.request) from exc
+        return self._end()
 
-    async def _next_piece(self, body: AsyncIterator[bytes]) -> bytes:
-        async for piece in body:
-            if piece:
-                return piece
-        return b""
+    def _open_body(self) -> AsyncIterator[bytes]:
+        was_read = self.response.is_stream_consumed
+        # What httpx puts around it costs a third more.
+        raw = self.response.aiter_bytes() if was_read else self.response.stream
+        self._body = aiter(cast("AsyncIterable[bytes]", raw))
+        return self._body
 
     async def release(self) -> None:
         self._forget()
@@ -420,16 +426,22 @@ class _BlockingExchange(Exchange):
         self._body: Iterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        self._check_process()
-        if self._body is None:
-            was_read = self.response.is_stream_consumed
-            raw = self.response.iter_bytes() if was_read else self.response.stream
-            self._body = iter(cast("Iterable[bytes]", raw))
+        self._check_may_read()
+        body = self._body or self._open_body()
         _check_deadline(self.request)
         try:
-            return self._arrived(next((piece for piece in self._body if piece), b""))
+            for piece in body:
+                if piece:
+                    return piece
         except _TRANSPORT_ERRORS as exc:
             raise self._owner.error(exc, self.request) from exc
+        return self._end()
+
+    def _open_body(self) -> Iterator[bytes]:
+        was_read = self.response.is_stream_consumed
+        raw = self.response.iter_bytes() if was_read else self.response.stream
+        self._body = iter(cast("Iterable[bytes]", raw))
+        return self._body
 
     def hurry(self, seconds: float) -> None:
         # A read that begins just within the time may take as long again.
@@ -504,10 +516,9 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
 
     async def close(self) -> None:
         self.is_closed = True
-        if self._forks != _forks:
+        if self._forks != len(_forks):
             return
-        for stop in _members(self._stops):
-            stop.set()
+        self._stop_all()
         client = self._get_client()
         for exchange in _members(self.exchanges):
             if cast("_AsyncExchange", exchange).client is client:
@@ -578,12 +589,9 @@ class BlockingIO(_ClientIO[httpx.Client]):
 
     async def close(self) -> None:
         self.is_closed = True
-        if self._forks != _forks:
+        if self._forks != len(_forks):
             return
-        for stop in _members(self._stops):
-            stop.set()
-        for exchange in _members(self.exchanges):
-            exchange.wake()
+        self._stop_all()
         for known in self._connections:
             _shut_down(known())
         if self._is_ours and self._client is not None:

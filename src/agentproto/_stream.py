@@ -133,13 +133,17 @@ class EventStream(Generic[T]):
                         return None
                     if not self._account(event):
                         continue
+                    if sse.event in LAST:
+                        self._end_by(sse.event)
                 else:
                     self.new_text = self._transcript.add(event)
             except AgentProtoError as error:
                 self._pending.clear()
                 self._failure = error
                 return None
-            self._hand_over(sse)
+            self.delivered += 1
+            self._failures = 0
+            self.last_event_id = sse.id or None
             return event
         return None
 
@@ -154,7 +158,11 @@ class EventStream(Generic[T]):
                     continue
             elif sse.event in _NOTED:
                 self._passed_raw[sse.event] = sse
-            self._hand_over(sse)
+            if sse.event in LAST:
+                self._end_by(sse.event)
+            self.delivered += 1
+            self._failures = 0
+            self.last_event_id = sse.id or None
             return sse
         return None
 
@@ -277,27 +285,28 @@ class EventStream(Generic[T]):
             await self._look_into_end()
         # One loop for each chunk, and a chunk has one event: a coroutine less is a twentieth.
         while not self._pending and not self._all_arrived:
-            self._check_size(exchange)
+            if self._decoder.is_over:
+                raise self._too_large(exchange)
             try:
                 piece = await exchange.read()
             except TransportError as error:
                 self._check_open()
                 exchange = await self._go_on_after(error)
                 continue
-            self._check_open()
+            if self._stop.is_set:
+                self._check_open()
             if not piece:
                 exchange = await self._settle_end(exchange)
             elif self._take_in(piece):
                 await exchange.release()
         return bool(self._pending)
 
-    def _check_size(self, exchange: Exchange) -> None:
+    def _too_large(self, exchange: Exchange) -> TooLargeError:
         # After the events that came before it: they were taken already.
-        if self._decoder.is_over:
-            raise TooLargeError(
-                f"{exchange.request.asked} sent an event of more than "
-                f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
-            )
+        return TooLargeError(
+            f"{exchange.request.asked} sent an event of more than "
+            f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
+        )
 
     def _take_in(self, piece: bytes) -> bool:
         """Whether nothing comes behind this piece."""
@@ -476,12 +485,8 @@ class EventStream(Generic[T]):
             delivered=self.delivered,
         )
 
-    def _hand_over(self, sse: ServerSentEvent) -> None:
-        self.delivered += 1
-        self._failures = 0
-        self.last_event_id = sse.id or None
-        if sse.event in LAST:
-            self.ended = "end" if sse.event == "end" else "error"
+    def _end_by(self, name: str) -> None:
+        self.ended = "end" if name == "end" else "error"
 
     def _account(self, event: RunEvent[T]) -> bool:
         if isinstance(event, MetadataEvent) and not event.namespace:
