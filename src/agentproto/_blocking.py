@@ -100,9 +100,9 @@ class BlockingRunStream(StreamState[T]):
         return self
 
     def __next__(self) -> RunEvent[T]:
-        event = self.core.take() or drive(self.core.next())
-        if event is None:
-            raise StopIteration
+        while (event := self.core.take()) is None:
+            if not drive(self.core.advance()):
+                raise StopIteration
         return event
 
     @_documented_as(RunStream[Any].aiter_sse)

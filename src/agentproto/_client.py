@@ -225,9 +225,9 @@ class RunStream(StreamState[T]):
         return self
 
     async def __anext__(self) -> RunEvent[T]:
-        event = self.core.take() or await self.core.next()
-        if event is None:
-            raise StopAsyncIteration
+        while (event := self.core.take()) is None:
+            if not await self.core.advance():
+                raise StopAsyncIteration
         return event
 
     def aiter_sse(self) -> AsyncIterator[ServerSentEvent]:

@@ -136,9 +136,8 @@ class Exchange(ABC):
         if request.stop.is_set:  # between the answer and here
             self.wake()
 
-    def _check_may_read(self) -> None:
-        if self._forks != len(_forks):
-            raise RuntimeError("this stream was opened before a fork; open one in this process")
+    def _forked(self) -> RuntimeError:
+        return RuntimeError("this stream was opened before a fork; open one in this process")
 
     def hurry(self, seconds: float) -> None:
         """Give the rest of the body so many seconds in all, and each read of it no more."""
@@ -387,7 +386,8 @@ class _AsyncExchange(Exchange):
         self._body: AsyncIterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        self._check_may_read()
+        if self._forks != len(_forks):
+            raise self._forked()
         body = self._body or self._open_body()
         try:
             if self.request.deadline is None and self._own_connection is not None:
@@ -426,7 +426,8 @@ class _BlockingExchange(Exchange):
         self._body: Iterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        self._check_may_read()
+        if self._forks != len(_forks):
+            raise self._forked()
         body = self._body or self._open_body()
         _check_deadline(self.request)
         try:

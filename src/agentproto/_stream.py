@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
@@ -49,7 +48,6 @@ from ._session import (
 from ._sse import ServerSentEvent, SSEDecoder
 
 T = TypeVar("T")
-R = TypeVar("R")
 Ended: TypeAlias = Literal["end", "error", "status", "eof", "stopped", "closed", "cut"]
 
 RAW = "aiter_sse() or iter_sse()"
@@ -172,17 +170,63 @@ class EventStream(Generic[T]):
         Raises:
             AgentProtoError: if the stream could not be opened.
         """
-        await self._alone(self._open)
+        await self.advance(only_open=True)
+
+    async def advance(self, *, only_open: bool = False) -> bool:
+        """Wait until something has arrived that was not taken; False at the end of the stream.
+
+        Raises:
+            AgentProtoError: what the stream ended in.
+            RuntimeError: if it was closed, or another task waits here.
+        """
+        if self._busy:
+            raise RuntimeError("two tasks use one stream at once; give each its own")
+        if self._failure is None and self.ended in {"closed", "cut"}:
+            raise RuntimeError(STREAM_CLOSED)
+        self._busy = True
+        try:
+            self._check_not_failed()
+            exchange = self.exchange or await self._open()
+            if only_open:
+                return True
+            if self._pending:
+                await self._look_into_end()
+            # Here and not in a coroutine of its own: most chunks bring one event.
+            while not self._pending and not self._all_arrived:
+                if self._decoder.is_over:
+                    self._refuse_more(exchange)
+                try:
+                    piece = await exchange.read()
+                except TransportError as error:
+                    self._check_open()
+                    exchange = await self._go_on_after(error)
+                    continue
+                if self._stop.is_set:
+                    self._check_open()
+                if not piece:
+                    exchange = await self._settle_end(exchange)
+                elif self._take_in(piece):
+                    await exchange.release()
+            return bool(self._pending)
+        except AgentProtoError as error:
+            self._failure = self._with_details(error)
+            await self._give_up("cut")
+            raise
+        except BaseException:
+            await self._give_up("closed")
+            raise
+        finally:
+            self._busy = False
 
     async def next(self) -> RunEvent[T] | None:
         """The next event, None at the end of the stream."""
-        while (event := self.take()) is None and await self._alone(self._receive):
+        while (event := self.take()) is None and await self.advance():
             pass
         return event
 
     async def next_raw(self) -> ServerSentEvent | None:
         """The next block, None at the end of the stream."""
-        while (sse := self.take_raw()) is None and await self._alone(self._receive):
+        while (sse := self.take_raw()) is None and await self.advance():
             pass
         return sse
 
@@ -219,27 +263,6 @@ class EventStream(Generic[T]):
     def _check_open(self) -> None:
         self._session.io.check_not_stopped(self._stop)
 
-    async def _alone(self, step: Callable[[], Awaitable[R]]) -> R:
-        if self._busy:
-            raise RuntimeError("two tasks use one stream at once; give each its own")
-        if self._failure is None and self.ended in {"closed", "cut"}:
-            raise RuntimeError(STREAM_CLOSED)
-        self._busy = True
-        try:
-            return await (step if self._failure is None else self._fail_again)()
-        except AgentProtoError as error:
-            self._failure = self._with_details(error)
-            await self._give_up("cut")
-            raise
-        except BaseException:
-            await self._give_up("closed")
-            raise
-        finally:
-            self._busy = False
-
-    async def _fail_again(self) -> NoReturn:
-        raise cast("AgentProtoError", self._failure)
-
     async def _give_up(self, how: Ended) -> None:
         self.ended = self.ended or how
         self._pending.clear()
@@ -248,21 +271,20 @@ class EventStream(Generic[T]):
             await self.exchange.release()
 
     async def _open(self) -> Exchange:
-        if self.exchange is None:
-            self._deadline = self._session.io.deadline(self._settings.timeout)
-            if self._operation.needs is not None:
-                self._operation = await self._session.whole(
-                    self._operation, self._settings, self._deadline
-                )
-                self._check_open()
-            wire = self._wire(self._operation)
-
-            async def once() -> Exchange:
-                return await self._session.open(self._operation, wire)
-
-            self.exchange = await self._session.repeat(once, self._operation, self._settings, wire)
+        self._deadline = self._session.io.deadline(self._settings.timeout)
+        if self._operation.needs is not None:
+            self._operation = await self._session.whole(
+                self._operation, self._settings, self._deadline
+            )
             self._check_open()
-            await self._begin(self.exchange, is_join=self._operation.is_idempotent)
+        wire = self._wire(self._operation)
+
+        async def once() -> Exchange:
+            return await self._session.open(self._operation, wire)
+
+        self.exchange = await self._session.repeat(once, self._operation, self._settings, wire)
+        self._check_open()
+        await self._begin(self.exchange, is_join=self._operation.is_idempotent)
         return self.exchange
 
     def _wire(self, request: Request) -> WireRequest:
@@ -278,32 +300,13 @@ class EventStream(Generic[T]):
         check_has_body(exchange)
         _check_is_event_stream(exchange)
 
-    async def _receive(self) -> bool:
-        """Wait until something has arrived; False at the end of the stream."""
-        exchange = self.exchange or await self._open()
-        if self._pending:
-            await self._look_into_end()
-        # One loop for each chunk, and a chunk has one event: a coroutine less is a twentieth.
-        while not self._pending and not self._all_arrived:
-            if self._decoder.is_over:
-                raise self._too_large(exchange)
-            try:
-                piece = await exchange.read()
-            except TransportError as error:
-                self._check_open()
-                exchange = await self._go_on_after(error)
-                continue
-            if self._stop.is_set:
-                self._check_open()
-            if not piece:
-                exchange = await self._settle_end(exchange)
-            elif self._take_in(piece):
-                await exchange.release()
-        return bool(self._pending)
+    def _check_not_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
-    def _too_large(self, exchange: Exchange) -> TooLargeError:
+    def _refuse_more(self, exchange: Exchange) -> NoReturn:
         # After the events that came before it: they were taken already.
-        return TooLargeError(
+        raise TooLargeError(
             f"{exchange.request.asked} sent an event of more than "
             f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
         )
@@ -495,11 +498,11 @@ class EventStream(Generic[T]):
             self.new_text = ""
             return is_first
         if isinstance(event, ErrorEvent | EndEvent) and self._settings.raise_on_failure:
-            self._check_not_failed(event)
+            self._check_run_not_failed(event)
         self.new_text = self._transcript.add(event)
         return True
 
-    def _check_not_failed(self, event: ErrorEvent | EndEvent) -> None:
+    def _check_run_not_failed(self, event: ErrorEvent | EndEvent) -> None:
         match event:
             case ErrorEvent(error=error):
                 self.ended = "error"
