@@ -17,7 +17,7 @@ help:
 	$(BIN)/python -m pip install $(QUIET) --upgrade "pip>=25.1"
 
 .venv/installed: .venv/pyvenv.cfg pyproject.toml
-	$(BIN)/python -m pip install $(QUIET) --editable ".[testing]"
+	$(BIN)/python -m pip install $(QUIET) --editable ".[aiohttp,testing]"
 	@touch $@
 
 .venv/installed-dev: .venv/installed

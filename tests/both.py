@@ -55,6 +55,15 @@ class Async:
             yield stream
 
 
+class Aiohttp(Async):
+    """The async client over aiohttp, unless the scenario brings a network of its own."""
+
+    def client(self, url: str, **arguments: Any) -> AsyncRunsClient:
+        if "http_client" in arguments:
+            return AsyncRunsClient(url, **arguments)
+        return AsyncRunsClient(url, **{"transport": "aiohttp", **arguments})
+
+
 def _upto(iterator: Iterator[Any], count: int) -> list[Any]:
     return [next(iterator) for _ in range(count)]
 

@@ -6,7 +6,7 @@ from collections.abc import Generator
 import pytest
 from hypothesis import HealthCheck, settings
 
-from .both import Async, Blocking, Flavour
+from .both import Aiohttp, Async, Blocking, Flavour
 
 # make fuzz: the same properties, a hundred times as long.
 settings.register_profile(
@@ -31,7 +31,7 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     return result
 
 
-@pytest.fixture(params=[Async, Blocking], ids=["async", "sync"])
+@pytest.fixture(params=[Async, Aiohttp, Blocking], ids=["async", "aiohttp", "sync"])
 def flavour(request: pytest.FixtureRequest) -> Flavour:
     made: Flavour = request.param()
     return made

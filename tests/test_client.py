@@ -46,7 +46,7 @@ from agentproto import (
     TransportError,
 )
 
-from .both import Flavour
+from .both import Async, Flavour
 from .raw_server import (
     BOUND,
     Connection,
@@ -449,7 +449,7 @@ async def test_values_of_another_type_are_a_protocol_error(flavour: Flavour) -> 
 
 async def test_redirect_reaches_nobody(flavour: Flavour) -> None:
     """FAULTS: a redirect is not followed, also on a client that would; no header leaves."""
-    kind = httpx.AsyncClient if "Async" in type(flavour).__name__ else httpx.Client
+    kind = httpx.AsyncClient if isinstance(flavour, Async) else httpx.Client
     with raw_server(json_answer(DONE)) as target:
         moved = answer(308, location=f"{target.url}/runs/wait")
         with raw_server(moved) as server:
@@ -862,7 +862,7 @@ async def test_header_that_cannot_be_written_is_not_told(
 
 async def test_cause_that_quotes_a_header_is_left_out(flavour: Flavour) -> None:
     """A client of the caller's has its own auth: ours do not tell what h11 says of it."""
-    kind = httpx.AsyncClient if "Async" in type(flavour).__name__ else httpx.Client
+    kind = httpx.AsyncClient if isinstance(flavour, Async) else httpx.Client
     own = kind(headers={"x-key": "s3cret\x00"})
     with raw_server(json_answer(DONE)) as server:
         client = flavour.client(server.url, http_client=own)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import asyncio
-import logging
 import re
 import socket
 import ssl
@@ -273,25 +272,17 @@ def _nobody(*_: object, **__: object) -> NoReturn:
     raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
 
-class Attempts(logging.Handler):
-    """Sees an attempt to connect fail."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.DEBUG)
-        self.failed = threading.Event()
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if record.getMessage().startswith("connect_tcp.failed"):
-            self.failed.set()
-
-
 @pytest.fixture
-def attempts(caplog: pytest.LogCaptureFixture) -> Iterator[Attempts]:
-    caplog.set_level(logging.DEBUG, "httpcore.connection")
-    handler, logger = Attempts(), logging.getLogger("httpcore.connection")
-    logger.addHandler(handler)
-    yield handler
-    logger.removeHandler(handler)
+def failed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Set when a call has seen an attempt fail, and asks how long to wait before the next."""
+    failed = threading.Event()
+
+    def chance(_: object) -> float:
+        failed.set()
+        return 0.0
+
+    monkeypatch.setattr("agentproto._io._ClientIO.chance", chance)
+    return failed
 
 
 @pytest.mark.parametrize(("fault", "name"), CELLS)
@@ -300,7 +291,7 @@ async def test_fault_ends_as_the_page_says(
     fault: str,
     name: str,
     monkeypatch: pytest.MonkeyPatch,
-    attempts: Attempts,
+    failed: threading.Event,
 ) -> None:
     """FAULTS.md, Matrix."""
     call, made = CALLS[name], FAULTS[fault]
@@ -316,7 +307,7 @@ async def test_fault_ends_as_the_page_says(
             client = flavour.client(url, **arguments)
             playing = asyncio.create_task(play(flavour, client, name, unset=made.is_unset))
             if fault == "down for a while":
-                assert await asyncio.to_thread(attempts.failed.wait, BOUND)
+                assert await asyncio.to_thread(failed.wait, BOUND)
                 server.up()
             played = await asyncio.wait_for(playing, BOUND)
         check(played, outcome.split(", ")[-1], call)

@@ -62,7 +62,7 @@ ROOMS = [
     ["_stream"],
     ["_session"],
     ["_io", "_resume", "_retry"],
-    ["_dialects.agent_protocol", "_dialects.langgraph"],
+    ["_aiohttp", "_dialects.agent_protocol", "_dialects.langgraph"],
     ["_dialects.bodies"],
     ["_dialects"],
     ["_events"],
@@ -131,7 +131,12 @@ def test_only_the_port_names_the_network(path: Path) -> None:
         if isinstance(node, ast.Import)
         for alias in node.names
     }
-    allowed = {"_io": NETWORK, "_client": {"httpx"}, "_blocking": {"httpx"}}.get(_room(path), set())
+    allowed = {
+        "_io": NETWORK,
+        "_aiohttp": {"httpx"},
+        "_client": {"httpx"},
+        "_blocking": {"httpx"},
+    }.get(_room(path), set())
     assert imported & NETWORK <= allowed
 
 

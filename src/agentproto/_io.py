@@ -32,7 +32,7 @@ from collections.abc import (
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Generic, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 from weakref import ref
 
 import anyio
@@ -236,6 +236,23 @@ _TRANSPORT_ERRORS = (
 )
 
 
+def _is_of_network(exc: BaseException) -> bool:
+    return isinstance(exc, _TRANSPORT_ERRORS) or _is_of_aiohttp(exc)
+
+
+def _is_of_aiohttp(exc: BaseException) -> bool:
+    return type(exc).__module__.partition(".")[0] == "aiohttp"
+
+
+def _retold(exc: Exception) -> Exception:
+    origin = exc if _is_of_aiohttp(exc) else exc.__cause__
+    if origin is None or not _is_of_aiohttp(origin):
+        return exc
+    from ._aiohttp import as_httpx
+
+    return as_httpx(origin)
+
+
 def _members(of: Iterable[T]) -> list[T]:
     while True:
         # Another thread may add one meanwhile.
@@ -271,7 +288,7 @@ class _ClientIO(ABC, Generic[C]):
         """What is raised for a failure of httpx, which `built` it may have been that failed."""
         if self.is_closed:
             return self.closed()
-        error = _translated(exc, request)
+        error = _translated(_retold(exc), request)
         if isinstance(error, TransportError) and built is not None and not _is_of(exc, built):
             # Of a request that a hook or auth made meanwhile: ours may have been answered.
             error.was_sent = True
@@ -382,6 +399,7 @@ class _AsyncExchange(Exchange):
     ) -> None:
         super().__init__(owner, request, response)
         self._io = owner
+        self._idles = 1 if self._own_connection is None else math.inf
         self.client = client
         self._body: AsyncIterator[bytes] | None = None
 
@@ -395,11 +413,14 @@ class _AsyncExchange(Exchange):
                     if piece:
                         return piece
             else:
-                with self._io.within(self.request):
+                # Another transport, or a connection of other runs too: who knows its limits?
+                with self._io.within(self.request, idles=self._idles):
                     async for piece in body:
                         if piece:
                             return piece
-        except _TRANSPORT_ERRORS as exc:
+        except Exception as exc:
+            if not _is_of_network(exc):
+                raise
             raise self._io.error(exc, self.request) from exc
         return self._end()
 
@@ -470,11 +491,13 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
         self._by_loop.set(client)
 
     @contextmanager
-    def within(self, request: WireRequest, *, until_headers: bool = False) -> Generator[None]:
-        """End what is awaited here at the limit of the request, or when the client is closed."""
+    def within(self, request: WireRequest, *, idles: float = math.inf) -> Generator[None]:
+        """End what is awaited here at the limit of the request, or when the client is closed.
+
+        `idles` is how many times the limit of silence may run out meanwhile.
+        """
         idle = request.timeout.idle
-        # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
-        patience = 2 * idle if until_headers and idle is not None else math.inf
+        patience = math.inf if idle is None else idle * idles
         left = math.inf if request.deadline is None else request.deadline - time.monotonic()
         within = max(0.0, min(patience, left))
         with self._waiting(request), anyio.move_on_after(within) as scope:
@@ -501,9 +524,13 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
         try:
             built = self._build(client, request)
             built.extensions["trace"] = trace
-            with self.within(request, until_headers=True):
+            # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
+            with self.within(request, idles=2):
                 response = await client.send(built, **self._send_options())
-        except _TRANSPORT_ERRORS as exc:
+        except Exception as exc:
+            if not _is_of_network(exc):
+                _shut_down(connection)
+                raise
             raise self.error(exc, request, built) from _tellable(exc)
         except BaseException:
             # A second cancellation may meet httpcore just when it closes the connection.
@@ -765,30 +792,53 @@ def headers_of(http_client: httpx.AsyncClient | httpx.Client | None) -> Mapping[
 
 
 def async_io(
-    transport: httpx.AsyncBaseTransport | None,
+    transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None,
     http_client: httpx.AsyncClient | None,
     auth: AuthTypes | None,
 ) -> AsyncIO:
     """A port over a client of our own, or over the caller's."""
-    _check_kind("transport", transport, httpx.AsyncBaseTransport)
+    make_transport = _maker_of(transport)
     _check_kind("http_client", http_client, httpx.AsyncClient)
     if http_client is not None:
         _check_not_both(transport)
         return AsyncIO(lambda: http_client, auth, is_ours=False)
     hooks: Hooks = {"request": [_check_headers_async], "response": [_refuse_redirect_async]}
     return AsyncIO(
-        lambda: httpx.AsyncClient(transport=transport, limits=_LIMITS, event_hooks=hooks),
+        lambda: httpx.AsyncClient(transport=make_transport(), limits=_LIMITS, event_hooks=hooks),
         auth,
         is_ours=True,
     )
 
 
+def _maker_of(
+    transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None,
+) -> Callable[[], httpx.AsyncBaseTransport | None]:
+    if transport != "aiohttp":
+        _check_kind("transport", transport, httpx.AsyncBaseTransport)
+        return lambda: transport
+    try:
+        from ._aiohttp import Transport
+    except ImportError as exc:
+        raise ImportError(
+            "transport='aiohttp' needs httpx-aiohttp: pip install 'agentproto[aiohttp]'"
+        ) from exc
+
+    def make() -> httpx.AsyncBaseTransport:
+        if _running_loop() is None:
+            raise RuntimeError("transport='aiohttp' needs asyncio; leave it out under trio")
+        return Transport(_LIMITS)
+
+    return make
+
+
 def blocking_io(
-    transport: httpx.BaseTransport | None,
+    transport: httpx.BaseTransport | str | None,
     http_client: httpx.Client | None,
     auth: AuthTypes | None,
 ) -> BlockingIO:
     """A port over a client of our own, or over the caller's."""
+    if isinstance(transport, str):
+        raise TypeError("transport='aiohttp' is for AsyncRunsClient: aiohttp needs an event loop")
     _check_kind("transport", transport, httpx.BaseTransport)
     _check_kind("http_client", http_client, httpx.Client)
     if http_client is not None:
