@@ -1118,3 +1118,17 @@ def test_answer_that_comes_while_its_stream_is_closed_is_not_waited_for() -> Non
             pytest.fail("what was cut is no whole answer")
         drive(exchange.release())
         assert server.all_closed.wait(SOON)
+
+
+async def test_events_before_a_doubtful_one_are_handed_over(flavour: Flavour) -> None:
+    """Seen: where one chunk held both, those before went down with it."""
+    joined = b"".join([numbered(3), numbered(4), numbered(2), event("custom", "no id")])
+    with raw_server(streams(sent(META, numbered(1), numbered(2)), sent(joined))) as server:
+        client = flavour.client(server.url, retry=FAST)
+        stream = client.create_and_stream_run(**CONTINUE)
+        taken = await flavour.take(stream, 5)
+        assert [event.data for event in taken[1:]] == [1, 2, 3, 4]
+        with pytest.raises(StreamInterruptedError, match="there is one without id") as caught:
+            await flavour.take(stream, 1)
+        await flavour.close(client)
+    assert (caught.value.delivered, caught.value.last_event_id) == (5, "4")

@@ -133,7 +133,7 @@ def test_only_the_port_names_the_network(path: Path) -> None:
     }
     allowed = {
         "_io": NETWORK,
-        "_aiohttp": {"httpx"},
+        "_aiohttp": {"asyncio", "httpx"},
         "_client": {"httpx"},
         "_blocking": {"httpx"},
     }.get(_room(path), set())

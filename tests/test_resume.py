@@ -485,7 +485,7 @@ def seen(event_id: str | None, event: str = "custom") -> ServerSentEvent:
 
 def cursor_after(count: int) -> RunCursor:
     cursor = RunCursor()
-    cursor.take_in([seen(str(n)) for n in range(count)])
+    list(cursor.take_in([seen(str(n)) for n in range(count)]))
     cursor.joined()
     return cursor
 
@@ -496,9 +496,9 @@ def test_replay_from_the_first_event_is_skipped_beyond_the_window() -> None:
     cursor = cursor_after(count)
     replay = [seen(str(n)) for n in range(count)]
     replay.insert(50, seen(None))
-    assert cursor.take_in(replay) == []
+    assert list(cursor.take_in(replay)) == []
     new = [seen("new"), seen(None), seen("newer")]
-    assert cursor.take_in([*new, seen("new")]) == new
+    assert list(cursor.take_in([*new, seen("new")])) == new
     assert cursor.last_event_id == "newer"
 
 
@@ -506,7 +506,7 @@ def test_replay_from_elsewhere_beyond_the_window_is_told() -> None:
     """FAULTS 2: one that begins elsewhere outside the window is a StreamInterruptedError."""
     cursor = cursor_after(WINDOW + 100)
     with pytest.raises(LookupError, match="before those that are remembered"):
-        cursor.take_in([seen(str(n)) for n in range(50, WINDOW + 100)])
+        list(cursor.take_in([seen(str(n)) for n in range(50, WINDOW + 100)]))
 
 
 def test_places_of_many_joins_are_remembered_in_little_memory(
@@ -516,11 +516,11 @@ def test_places_of_many_joins_are_remembered_in_little_memory(
     monkeypatch.setattr("agentproto._resume.WINDOW", 2)
     cursor = RunCursor()
     for number in range(1, 6):
-        cursor.take_in([seen(str(number))])
+        list(cursor.take_in([seen(str(number))]))
         cursor.joined()
-    assert cursor.take_in([seen("6")]) == [seen("6")]
+    assert list(cursor.take_in([seen("6")])) == [seen("6")]
     with pytest.raises(LookupError, match="before those that are remembered"):
-        cursor.take_in([seen("7"), seen("8"), seen("4")])
+        list(cursor.take_in([seen("7"), seen("8"), seen("4")]))
 
 
 async def test_stream_says_when_a_replay_cannot_be_told(flavour: Flavour) -> None:
@@ -539,7 +539,7 @@ def test_nothing_is_dropped_on_the_first_connection() -> None:
     """FAULTS 2: ids are opaque; a server may use one twice."""
     cursor = RunCursor()
     twice = [seen("1"), seen("1"), seen(""), seen(None)]
-    assert cursor.take_in(twice) == twice
+    assert list(cursor.take_in(twice)) == twice
 
 
 def test_long_ids_are_remembered_in_little_memory() -> None:
@@ -548,14 +548,14 @@ def test_long_ids_are_remembered_in_little_memory() -> None:
     long = [seen(f"{n:0>100000}") for n in range(200)]
     tracemalloc.start()
     try:
-        assert cursor.take_in(long) == long
+        assert list(cursor.take_in(long)) == long
         held, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
     assert held < 100_000
     assert cursor.last_event_id == long[-1].own_id
     cursor.joined()
-    assert cursor.take_in([*long[50:], seen("new")]) == [seen("new")]
+    assert list(cursor.take_in([*long[50:], seen("new")])) == [seen("new")]
 
 
 @pytest.mark.parametrize(
@@ -571,7 +571,7 @@ def test_long_ids_are_remembered_in_little_memory() -> None:
 def test_cursor_says_why_it_cannot_go_on(events_seen: list[ServerSentEvent], why: Any) -> None:
     """FAULTS 2 and 3."""
     cursor = RunCursor()
-    cursor.take_in(events_seen)
+    list(cursor.take_in(events_seen))
     assert cursor.why_not_joinable(can_replay=False) == why
 
 

@@ -1,12 +1,13 @@
 """The extra `aiohttp`: httpx over the connections of aiohttp, which parse HTTP in C.
 
 Imported only where somebody asks for it. What aiohttp would do of its own accord is switched off
-here: a limit of 100 connections, a cookie jar, and the repetition of a DELETE.
+here: a limit of 100 connections, a cookie jar, a content type, and the repetition of a DELETE.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
 from contextvars import ContextVar
 from typing import Any
 
@@ -33,8 +34,29 @@ class Transport(AiohttpTransport):
             response = await super().handle_async_request(request)
         finally:
             _answers.reset(token)
-        response.extensions["network_stream"] = _Connection(answers[-1])
+        answer = answers[-1]
+        response.stream = _Body(answer, response.stream)
+        response.extensions["network_stream"] = _Connection(answer)
         return response
+
+
+class _Body(httpx.AsyncByteStream):
+    """All that has arrived as one piece, where httpx-aiohttp cuts it up."""
+
+    def __init__(self, answer: aiohttp.ClientResponse, stream: Any) -> None:
+        self._answer = answer
+        self._stream = stream
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        try:
+            async for piece in self._answer.content.iter_any():
+                yield piece
+        except (aiohttp.ClientError, OSError, RuntimeError) as exc:
+            # A RuntimeError is how aiohttp tells a reader that the connection was closed.
+            raise as_httpx(exc) from exc
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
 
 
 class _Connection:
@@ -59,6 +81,7 @@ def _session(limits: httpx.Limits, ssl_context: Any) -> aiohttp.ClientSession:
         connector=connector,
         cookie_jar=aiohttp.DummyCookieJar(),
         middlewares=[_once],
+        skip_auto_headers=["Content-Type"],
         max_line_size=_MAX_HEADER_BYTES,
         max_field_size=_MAX_HEADER_BYTES,
     )

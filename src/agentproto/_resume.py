@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterable, Iterator
 
 from ._sse import ServerSentEvent
 
@@ -59,13 +60,13 @@ class RunCursor:
         self._joints: dict[str, None] = {}
         self.is_doubtful = False
 
-    def take_in(self, events: list[ServerSentEvent]) -> list[ServerSentEvent]:
-        """Those of the events that were not there before.
+    def take_in(self, events: list[ServerSentEvent]) -> Iterable[ServerSentEvent]:
+        """Those of the events that were not there before. To be iterated over once.
 
         Metadata always comes out: any connection may begin with it.
 
         Raises:
-            LookupError: if what came before cannot be told from what is new.
+            LookupError: behind those before, if what came before cannot be told from what is new.
         """
         if self._before_join is None:
             # Nothing was there before: nothing is held back, and nothing is a repeat.
@@ -75,7 +76,13 @@ class RunCursor:
                 elif self.last_event_id is None:
                     self._note_id(event)
             return events
-        return [new for event in events for new in self._new_with(event, self._before_join)]
+        return self._new_among(events, self._before_join)
+
+    def _new_among(
+        self, events: list[ServerSentEvent], before_join: frozenset[str]
+    ) -> Iterator[ServerSentEvent]:
+        for event in events:
+            yield from self._new_with(event, before_join)
 
     def why_not_joinable(self, *, can_replay: bool) -> str | None:
         """Why a join could lose or double events; None if it cannot.

@@ -80,6 +80,7 @@ class EventStream(Generic[T]):
         self._pending: deque[ServerSentEvent] = deque()
         self._passed_raw: dict[str, ServerSentEvent] = {}
         self._failure: AgentProtoError | None = None
+        self._problem = ""
         self._named: str | None = None
         self._consumer: str | None = None
         self._busy = False
@@ -193,7 +194,7 @@ class EventStream(Generic[T]):
                 await self._look_into_end()
             # Here and not in a coroutine of its own: most chunks bring one event.
             while not self._pending and not self._all_arrived:
-                if self._decoder.is_over:
+                if self._problem or self._decoder.is_over:
                     self._refuse_more(exchange)
                 try:
                     piece = await exchange.read()
@@ -304,25 +305,26 @@ class EventStream(Generic[T]):
         if self._failure is not None:
             raise self._failure
 
+    def _take_in(self, piece: bytes) -> bool:
+        """Whether nothing comes behind this piece."""
+        try:
+            for sse in self._cursor.take_in(self._decoder.feed(piece)):
+                self._pending.append(sse)
+                if sse.event in LAST:
+                    self._all_arrived = True
+                    return True
+        except LookupError as problem:
+            self._problem = str(problem)
+        return False
+
     def _refuse_more(self, exchange: Exchange) -> NoReturn:
         # After the events that came before it: they were taken already.
+        if self._problem:
+            raise self._cut(self._problem)
         raise TooLargeError(
             f"{exchange.request.asked} sent an event of more than "
             f"{self._settings.max_event_bytes} bytes (max_event_bytes)"
         )
-
-    def _take_in(self, piece: bytes) -> bool:
-        """Whether nothing comes behind this piece."""
-        try:
-            new = self._cursor.take_in(self._decoder.feed(piece))
-        except LookupError as problem:
-            raise self._cut(str(problem)) from None
-        for count, sse in enumerate(new, 1):
-            if sse.event in LAST:
-                del new[count:]
-                self._all_arrived = True
-        self._pending.extend(new)
-        return self._all_arrived
 
     async def _settle_end(self, exchange: Exchange) -> Exchange:
         """The connection ended in order and no event told the end of the run: ask for it."""
