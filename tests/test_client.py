@@ -807,10 +807,21 @@ class Pieces(httpx.AsyncByteStream, httpx.SyncByteStream):
             yield piece
 
 
-async def test_empty_pieces_of_a_body_are_not_its_end(flavour: Flavour) -> None:
-    """A transport may yield them."""
-    kind = {"content-type": "application/json"}
-    transport = httpx.MockTransport(lambda _: httpx.Response(200, headers=kind, stream=Pieces()))
+class Silent:
+    def get_extra_info(self, _: str) -> None: ...
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_empty_pieces_of_a_body_are_not_its_end(flavour: Flavour, is_known: bool) -> None:
+    """A transport may yield them, whether it tells of its connection or not."""
+    told: dict[str, Any] = {"http_version": b"HTTP/1.1", "network_stream": Silent()}
+    answered = httpx.Response(
+        200,
+        headers={"content-type": "application/json"},
+        stream=Pieces(),
+        extensions=told if is_known else {},
+    )
+    transport = httpx.MockTransport(lambda _: answered)
     client = flavour.client("http://x", transport=transport)
     assert (await flavour.call(client.create_and_wait_run)).values == {"n": 1}
     await flavour.close(client)

@@ -327,6 +327,36 @@ def test_chunks_of_blocks_alone_make_one_message() -> None:
     ]
 
 
+extras = st.dictionaries(
+    st.sampled_from(["name", "calls", "usage"]),
+    st.none()
+    | st.lists(st.integers(), max_size=2)
+    | st.just({"t": 1})
+    | st.sampled_from(["", "n"]),
+)
+pieces = st.builds(
+    lambda kind, content, own, more: {**kind, "content": content, **own, **more},
+    st.sampled_from([{"type": "ai"}, {"type": "AIMessageChunk"}, {"role": "user"}, {"role": ""}]),
+    st.sampled_from(["", "a", "b", None, ["c"], [{"type": "image", "url": "u"}]]),
+    st.sampled_from([{}, {"id": None}, {"id": "m"}, {"id": "n"}, {"metadata": {"a": 1}}]),
+    extras,
+)
+
+
+@given(st.lists(pieces, max_size=6))
+def test_piece_of_text_adds_up_to_what_a_whole_message_does(sent: list[dict[str, Any]]) -> None:
+    """Differential: with metadata beside it a piece has a faster way, which must lead there."""
+    told, transcript = said(*[sse("messages", [piece, {}]) for piece in sent])
+    expected, plain = said(*[sse("messages", [piece]) for piece in sent])
+    assert (told, transcript.messages) == (expected, plain.messages)
+    reader = EventReader[Any](None)
+    for piece in sent:
+        event = reader(sse("messages", [piece, {"node": "n"}]))
+        assert isinstance(event, MessagesEvent)
+        assert event.messages == (Message.model_validate(piece),)
+        assert (event.metadata, event.messages) == ({"node": "n"}, event.messages)
+
+
 def test_interrupts_are_collected_by_id() -> None:
     """Seen on langgraph dev: parallel interrupts come one event at a time, and repeat."""
     _, transcript = said(

@@ -136,9 +136,6 @@ class Exchange(ABC):
         if request.stop.is_set:  # between the answer and here
             self.wake()
 
-    def _forked(self) -> RuntimeError:
-        return RuntimeError("this stream was opened before a fork; open one in this process")
-
     def hurry(self, seconds: float) -> None:
         """Give the rest of the body so many seconds in all, and each read of it no more."""
         until = time.monotonic() + seconds
@@ -178,6 +175,8 @@ class Exchange(ABC):
             RequestTimeoutError: if `idle` or `total` ran out.
             ProtocolError: if its coding is none of those asked for.
         """
+        if self._forks != len(_forks):
+            raise RuntimeError("this stream was opened before a fork; open one in this process")
         inflater = self._inflater
         return self._receive() if inflater is None else self._inflate(inflater)
 
@@ -404,8 +403,6 @@ class _AsyncExchange(Exchange):
         self._body: AsyncIterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        if self._forks != len(_forks):
-            raise self._forked()
         body = self._body or self._open_body()
         try:
             if self.request.deadline is None and self._own_connection is not None:
@@ -447,8 +444,6 @@ class _BlockingExchange(Exchange):
         self._body: Iterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
-        if self._forks != len(_forks):
-            raise self._forked()
         body = self._body or self._open_body()
         _check_deadline(self.request)
         try:

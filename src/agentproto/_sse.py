@@ -9,6 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 
+_EVENT = b"event: "
 _DATA = b"data: "
 _BOM = b"\xef\xbb\xbf"
 _DIGITS = re.compile(rb"[0-9]+")
@@ -86,9 +87,9 @@ class SSEDecoder:
             return []
         if b"\r" in chunk:
             self._after_cr = chunk.endswith(b"\r")
-            chunk = chunk.replace(b"\r\n", b"\n")
-            if b"\r" in chunk:
+            if chunk.count(b"\r") != chunk.count(b"\r\n"):
                 return self._feed_lines(chunk)
+            chunk = chunk.replace(b"\r\n", b"\n")
         if self._is_between_blocks:
             return self._feed_blocks(chunk, 0)
         end_of_block = chunk.find(b"\n\n") + 2
@@ -107,7 +108,7 @@ class SSEDecoder:
         size = len(chunk)
         while at < size:
             if not chunk.startswith(head, at):
-                head, name = _head_at(chunk, at)
+                head, name = self._head_at(chunk, at)
                 if not head:
                     break
             begin = at + len(head)
@@ -119,7 +120,8 @@ class SSEDecoder:
             if not chunk.startswith(b"\n", end + 1):
                 after = chunk.find(b"\n\n", end) + 2
                 field, _, value = chunk[end + 1 : after - 2].partition(b": ")
-                if after == 1 or field != b"id" or b"\n" in value or b"\0" in value:
+                is_id = field == b"id" and not (b"\n" in value or b"\0" in value)
+                if after == 1 or not is_id or len(value) > most:
                     break
                 own_id = self._last_event_id = value.decode("utf-8", "replace")
             data = chunk[begin:end]
@@ -127,6 +129,17 @@ class SSEDecoder:
             at = after
         self._head, self._name = head or _DATA, name
         return events if at == size else events + self._feed_lines(chunk[at:])
+
+    def _head_at(self, chunk: bytes, at: int) -> tuple[bytes, str]:
+        """What stands before the data of a common block, and its event name; else b""."""
+        if chunk.startswith(_DATA, at):
+            return _DATA, "message"
+        end = chunk.find(b"\n", at)
+        is_common = chunk.startswith(_EVENT, at) and chunk.startswith(_DATA, end + 1)
+        if not is_common or not 0 <= end - at <= self._most_of_line:
+            return b"", "message"
+        name = chunk[at + len(_EVENT) : end].decode("utf-8", "replace")
+        return chunk[at : end + 1] + _DATA, name or "message"
 
     def _feed_lines(self, chunk: bytes) -> list[ServerSentEvent]:
         lines = chunk.splitlines()
@@ -207,17 +220,6 @@ class SSEDecoder:
             self._own_id,
             self._own_retry,
         )
-
-
-def _head_at(chunk: bytes, at: int) -> tuple[bytes, str]:
-    """What stands before the data of the block here, and its event name; b"" if that is unusual."""
-    if chunk.startswith(_DATA, at):
-        return _DATA, "message"
-    end = chunk.find(b"\n", at)
-    if chunk.startswith(b"event: ", at) and chunk.startswith(_DATA, end + 1) and end >= 0:
-        name = chunk[at + len(b"event: ") : end]
-        return chunk[at : end + 1] + _DATA, name.decode("utf-8", "replace") or "message"
-    return b"", "message"
 
 
 def _milliseconds(digits: bytes) -> int:
