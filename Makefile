@@ -43,7 +43,7 @@ e2e: .venv/installed-dev
 
 .venv-bench/installed: benchmarks/requirements.txt pyproject.toml
 	$(PYTHON) -m venv .venv-bench
-	.venv-bench/bin/python -m pip install $(QUIET) --editable . --requirement benchmarks/requirements.txt
+	.venv-bench/bin/python -m pip install $(QUIET) --editable ".[aiohttp]" --requirement benchmarks/requirements.txt
 	@touch $@
 
 bench: .venv-bench/installed

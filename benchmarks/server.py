@@ -29,6 +29,7 @@ VALUES = {
         for n in range(60)
     ]
 }
+UPDATE = {"model": {"messages": VALUES["messages"][:8], "step": 1}}
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
     b"content-location: /threads/t/runs/r\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -46,6 +47,12 @@ def frame(kind: str, number: int) -> bytes:
             return b"event: messages\ndata: %b\nid: %d\n\n" % (data, number)
         case "values":
             return b"event: values\ndata: %b\n\n" % json.dumps(VALUES).encode()
+        case "wide":
+            return b"event: values\ndata: %b\n\n" % json.dumps({"wide": [VALUES] * 50}).encode()
+        case "update":
+            return b"event: updates\ndata: %b\n\n" % json.dumps(UPDATE).encode()
+        case "counted":
+            return b'event: custom\ndata: {"n":1}\nid: %d\n\n' % number
         case "large":
             return b'event: custom\ndata: "%b"\n\n' % (b"x" * 60_000_000)
         case "completion":

@@ -1,129 +1,157 @@
-"""Each client as its documentation says: how many events it took from a stream."""
+"""Each client as its documentation says: how many events it took, and in how many seconds.
+
+A client is made and has a connection before the clock starts: what is measured is the stream.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any, TypeAlias
 
 import httpx
 import httpx_sse
 
 from agentproto import AsyncRunsClient, MessagesEvent, RunsClient
+from agentproto._events import EventReader
 from agentproto._sse import SSEDecoder
 
-Stream: TypeAlias = Callable[[str], Awaitable[int]]
+Taken: TypeAlias = tuple[int, float]
+Client: TypeAlias = Callable[[str], Awaitable[Taken] | Taken]
 TIMEOUT = 60.0
 
 
-async def ours(url: str) -> int:
-    """agentproto: typed events."""
-    count = 0
-    async with AsyncRunsClient(url) as client, client.create_and_stream_run(agent_id="a") as stream:
+async def _events(client: AsyncRunsClient) -> Taken:
+    await client.create_and_wait_run(agent_id="a")
+    count, began = 0, perf_counter()
+    async with client.create_and_stream_run(agent_id="a") as stream:
         async for event in stream:
             if isinstance(event, MessagesEvent):
-                count += len(event.messages)
-    return count
+                count += bool(event.data)
+    return count, perf_counter() - began
 
 
-async def bare(url: str) -> int:
-    """httpx: bytes that nobody looks at, the limit of the transport."""
-    size = 0
-    async with (
-        httpx.AsyncClient(timeout=TIMEOUT) as client,
-        client.stream("POST", f"{url}/runs/stream", json={"agent_id": "a"}) as response,
-    ):
-        async for piece in response.aiter_raw():
-            size += len(piece)
-    return size
+async def _messages(client: AsyncRunsClient) -> Taken:
+    await client.create_and_wait_run(agent_id="a")
+    count, began = 0, perf_counter()
+    async with client.create_and_stream_run(agent_id="a") as stream:
+        async for event in stream:
+            if isinstance(event, MessagesEvent):
+                count += bool(event.messages[0].content)
+    return count, perf_counter() - began
 
 
-async def with_httpx_sse(url: str) -> int:
+async def ours(url: str) -> Taken:
+    """agentproto."""
+    async with AsyncRunsClient(url) as client:
+        return await _events(client)
+
+
+async def ours_messages(url: str) -> Taken:
+    """agentproto, each `Message` looked into."""
+    async with AsyncRunsClient(url) as client:
+        return await _messages(client)
+
+
+async def ours_aiohttp(url: str) -> Taken:
+    """agentproto[aiohttp]."""
+    async with AsyncRunsClient(url, transport="aiohttp") as client:
+        return await _events(client)
+
+
+async def ours_aiohttp_messages(url: str) -> Taken:
+    """agentproto[aiohttp], each `Message` looked into."""
+    async with AsyncRunsClient(url, transport="aiohttp") as client:
+        return await _messages(client)
+
+
+async def bare(url: str) -> Taken:
+    """httpx `aiter_raw`: bytes that nobody looks at."""
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+        await client.post(f"{url}/runs/wait", json={})
+        size, began = 0, perf_counter()
+        async with client.stream("POST", f"{url}/runs/stream", json={"agent_id": "a"}) as response:
+            async for piece in response.aiter_raw():
+                size += len(piece)
+        return size, perf_counter() - began
+
+
+async def with_httpx_sse(url: str) -> Taken:
     """httpx-sse and json."""
-    count = 0
-    async with (
-        httpx.AsyncClient(timeout=TIMEOUT) as client,
-        httpx_sse.aconnect_sse(client, "POST", f"{url}/runs/stream", json={}) as source,
-    ):
-        async for sse in source.aiter_sse():
-            count += bool(json.loads(sse.data))
-    return count
+    async with httpx.AsyncClient(timeout=TIMEOUT) as client:
+        await client.post(f"{url}/runs/wait", json={})
+        count, began = 0, perf_counter()
+        async with httpx_sse.aconnect_sse(client, "POST", f"{url}/runs/stream", json={}) as source:
+            async for sse in source.aiter_sse():
+                count += sse.event == "messages" and bool(json.loads(sse.data))
+        return count, perf_counter() - began
 
 
-async def langgraph_sdk(url: str) -> int:
-    """langgraph-sdk: untyped parts."""
+async def langgraph_sdk(url: str) -> Taken:
+    """langgraph-sdk."""
     from langgraph_sdk import get_client
 
-    count = 0
     client = get_client(url=url)
+    await client.runs.wait(None, "a", input={})
+    count, began = 0, perf_counter()
     async for part in client.runs.stream(None, "a", input={}, stream_mode="messages-tuple"):
-        count += part.event == "messages"
+        count += part.event == "messages" and bool(part.data)
+    taken = perf_counter() - began
     await client.aclose()
-    return count
+    return count, taken
 
 
-async def openai(url: str) -> int:
-    """openai, on a stream of completions of the same length."""
+async def openai(url: str) -> Taken:
+    """openai, on as many completion chunks."""
     from openai import AsyncOpenAI
 
-    count = 0
     async with AsyncOpenAI(base_url=url, api_key="none") as client:
+        await client.post("/runs/wait", body={}, cast_to=object)
+        count, began = 0, perf_counter()
         stream = await client.chat.completions.create(model="m", messages=[], stream=True)
         async for part in stream:
             count += bool(part.choices[0].delta.content)
-    return count
+        return count, perf_counter() - began
 
 
-async def with_aiohttp(url: str) -> int:
-    """aiohttp and the decoder of agentproto, without types."""
+async def with_aiohttp(url: str) -> Taken:
+    """aiohttp, the decoder of agentproto, and json."""
     import aiohttp
 
-    decoder, count = SSEDecoder(), 0
-    async with (
-        aiohttp.ClientSession() as session,
-        session.post(f"{url}/runs/stream", json={}) as response,
-    ):
-        async for piece in response.content.iter_any():
-            for sse in decoder.feed(piece):
-                count += bool(json.loads(sse.data))
-    return count
+    decoder = SSEDecoder()
+    async with aiohttp.ClientSession() as session:
+        async with session.post(f"{url}/runs/wait", json={}) as response:
+            await response.read()
+        count, began = 0, perf_counter()
+        async with session.post(f"{url}/runs/stream", json={}) as response:
+            async for piece in response.content.iter_any():
+                for sse in decoder.feed(piece):
+                    count += sse.event == "messages" and bool(json.loads(sse.data))
+        return count, perf_counter() - began
 
 
-def sync(url: str) -> int:
+def sync(url: str) -> Taken:
     """agentproto without asyncio."""
-    count = 0
     with RunsClient(url) as client:
+        client.create_and_wait_run(agent_id="a")
+        count, began = 0, perf_counter()
         for event in client.create_and_stream_run(agent_id="a"):
             if isinstance(event, MessagesEvent):
-                count += len(event.messages)
-    return count
+                count += bool(event.data)
+        return count, perf_counter() - began
 
 
-def sync_by_hand(url: str) -> int:
-    """What somebody writes by hand over httpx.Client, with the same decoder and models."""
-    from agentproto._events import EventReader
-
-    decoder, read, count = SSEDecoder(), EventReader[Any](None), 0
-    with (
-        httpx.Client(timeout=TIMEOUT) as client,
-        client.stream("POST", f"{url}/runs/stream", json={}) as response,
-    ):
-        for piece in response.iter_raw():
-            for sse in decoder.feed(piece):
-                event = read(sse)
-                if isinstance(event, MessagesEvent):
-                    count += len(event.messages)
-    return count
-
-
-def wait(client: RunsClient) -> None:
-    """A wait call."""
-    client.create_and_wait_run(agent_id="a", input={"n": 1})
-
-
-def bare_wait(client: httpx.Client, url: str) -> dict[str, Any]:
-    """The same request over httpx."""
-    answer = client.post(f"{url}/runs/wait", json={"agent_id": "a", "input": {"n": 1}})
-    answer.raise_for_status()
-    found: dict[str, Any] = answer.json()
-    return found
+def sync_by_hand(url: str) -> Taken:
+    """by hand over `httpx.Client`, with the decoder and the events of agentproto."""
+    decoder, read = SSEDecoder(), EventReader[Any](None)
+    with httpx.Client(timeout=TIMEOUT) as client:
+        client.post(f"{url}/runs/wait", json={})
+        count, began = 0, perf_counter()
+        with client.stream("POST", f"{url}/runs/stream", json={}) as response:
+            for piece in response.iter_raw():
+                for sse in decoder.feed(piece):
+                    event = read(sse)
+                    if isinstance(event, MessagesEvent):
+                        count += bool(event.data)
+        return count, perf_counter() - began

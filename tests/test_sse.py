@@ -150,9 +150,10 @@ syntax = st.sampled_from(
 )
 # What nearly every stream is made of, and has a faster way through the decoder.
 common = st.builds(
-    lambda name, data, event_id, end: (
-        (name + data + event_id + b"\n").replace(b"\n", end) if data else b"\n"
+    lambda before, name, data, event_id, end: (
+        (before + name + data + event_id + b"\n").replace(b"\n", end) if data else b"\n"
     ),
+    st.sampled_from([b"", b"", b"id: 7\n", b"id: \0\n"]),
     st.sampled_from([b"", b"event: e\n", b"event: f\n", b"event: \xff\n", b"event: \n"]),
     st.sampled_from([b"data: x\n", b"data: \n", b"data: a: b\n", b"data: 1\ndata: 2\n", b""]),
     st.sampled_from([b"", b"id: 1\n", b"id: \n", b"id: \0\n", b"id:  2\n", b"retry: 5\n"]),
