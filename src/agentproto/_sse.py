@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from dataclasses import dataclass
+from io import BytesIO
 
 _CR = re.compile(rb"\r\n?")
 _EVENT = b"event: "
@@ -69,15 +70,14 @@ class SSEDecoder:
         self._data: bytes | bytearray | None = None
         self._own_id: str | None = None
         self._own_retry: int | None = None
+        self._long: BytesIO | None = None
 
     @property
     def is_within_event(self) -> bool:
         """Whether more has come than whole events and comments."""
-        return self._is_block_begun or bool(self._line and not self._line.startswith(b":"))
-
-    @property
-    def _is_block_begun(self) -> bool:
-        return bool(self._event) or self._data is not None or self._own_id is not None
+        is_data_begun = self._data is not None or self._long is not None
+        is_begun = self._event or is_data_begun or self._own_id is not None
+        return bool(is_begun or (self._line and not self._line.startswith(b":")))
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end within this chunk."""
@@ -165,9 +165,15 @@ class SSEDecoder:
     def _take_line(self, chunk: bytes, at: int, events: list[ServerSentEvent]) -> int:
         """Take one line, or the beginning of one; where the next begins."""
         end = chunk.find(b"\n", at)
+        if self._long is not None:
+            return self._go_on_with_long(self._long, chunk, at, end)
         if end < 0:
-            self._line += chunk[at:]
             self._is_between_blocks = False
+            is_first_data = not self._line and self._data is None and not self._at_start
+            if is_first_data and chunk.startswith(_DATA, at):
+                self._long = BytesIO()
+                return self._go_on_with_long(self._long, chunk, at + len(_DATA), end)
+            self._line += chunk[at:]
             if len(self._line) > self._most_of_line:
                 self._give_up()
             return len(chunk)
@@ -193,6 +199,15 @@ class SSEDecoder:
         if len(line) > self._most_of_line or len(self._data or b"") > self._most:
             self._give_up()
         return end + 1
+
+    def _go_on_with_long(self, long: BytesIO, chunk: bytes, at: int, end: int) -> int:
+        # Its buffer becomes the data as it is: of a large event there is never a second copy.
+        long.write(chunk[at:] if end < 0 else chunk[at:end])
+        if long.tell() > self._most:
+            self._give_up()
+        elif end >= 0:
+            self._data, self._long = long.getvalue(), None
+        return len(chunk) if end < 0 else end + 1
 
     def _give_up(self) -> None:
         self.is_over = True
