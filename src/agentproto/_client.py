@@ -17,6 +17,7 @@ from typing import (
     TypeVar,
     Unpack,
     cast,
+    get_args,
     overload,
 )
 
@@ -24,7 +25,7 @@ import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
-from ._dialects import Dialect, agent_protocol, langgraph
+from ._dialects import Dialect
 from ._events import first_problem
 from ._io import AuthTypes, async_io, checked_auth, headers_of
 from ._models import (
@@ -714,6 +715,8 @@ _OPTIONS = CallOptions.__optional_keys__ | StreamOptions.__optional_keys__
 
 
 def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSettings:
+    if not options:
+        return settings
     if options.get("headers"):
         both = {**settings.headers, **checked_headers(options["headers"])}
         settings = replace(settings, headers=both)
@@ -725,13 +728,19 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
     return replace(settings, **plain)
 
 
-DIALECTS: dict[str, Dialect] = {"agent-protocol": agent_protocol, "langgraph": langgraph}
-
-
 def _dialect_named(name: str) -> Dialect:
-    if name not in DIALECTS:
-        raise ValueError(f"dialect: expected {' or '.join(map(repr, DIALECTS))}, got {name!r}")
-    return DIALECTS[name]
+    match name:
+        case "agent-protocol":
+            from ._dialects import agent_protocol
+
+            return agent_protocol
+        case "langgraph":
+            from ._dialects import langgraph
+
+            return langgraph
+        case _:
+            names = " or ".join(map(repr, get_args(DialectName)))
+            raise ValueError(f"dialect: expected {names}, got {name!r}")
 
 
 def _check_answers(run: RunLike, update: RunUpdate) -> None:

@@ -7,13 +7,13 @@ names httpx clients, anyio or time.
 
 from __future__ import annotations
 
-import asyncio
 import math
 import os
 import random
 import re
 import socket
 import ssl
+import sys
 import threading
 import time
 import zlib
@@ -32,7 +32,7 @@ from collections.abc import (
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar, cast
 from weakref import ref
 
 import anyio
@@ -49,6 +49,9 @@ from ._errors import (
 )
 from ._settings import Timeout
 from ._shapes import as_list
+
+if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
 
 _forks: list[None] = []
 """One for each fork between the process that imported this module and this one.
@@ -72,7 +75,7 @@ class Stop:
     def __init__(self) -> None:
         self.event: threading.Event = threading.Event()
         self.is_set: bool = False
-        self.scopes: dict[anyio.CancelScope, asyncio.AbstractEventLoop | None] = {}
+        self.scopes: dict[anyio.CancelScope, AbstractEventLoop | None] = {}
         self.exchanges: set[Exchange] = set()
 
     def set(self) -> None:
@@ -90,9 +93,10 @@ class Stop:
             exchange.wake()
 
 
-def _running_loop() -> asyncio.AbstractEventLoop | None:
+def _running_loop() -> AbstractEventLoop | None:
+    asyncio = sys.modules.get("asyncio")  # whoever runs one has imported it, which takes a while
     try:
-        return asyncio.get_running_loop()
+        return None if asyncio is None else cast("AbstractEventLoop", asyncio.get_running_loop())
     except RuntimeError:  # none, or that of trio
         return None
 
@@ -513,8 +517,9 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
             nonlocal connection
-            connection = _connection_made(name, info) or connection
-            _look_for_redirect(name, info, request)
+            if name.endswith(".complete"):
+                connection = _connection_made(name, info) or connection
+                _look_for_redirect(name, info, request)
 
         try:
             built = self._build(client, request)
@@ -580,9 +585,10 @@ class BlockingIO(_ClientIO[httpx.Client]):
         built: httpx.Request | None = None
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
-            if self._is_ours:
-                self._note_connection(name, info)
-            _look_for_redirect(name, info, request)
+            if name.endswith(".complete"):
+                if self._is_ours:
+                    self._note_connection(name, info)
+                _look_for_redirect(name, info, request)
 
         try:
             built = self._build(client, request)

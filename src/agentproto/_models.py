@@ -14,6 +14,7 @@ from datetime import datetime
 from enum import StrEnum
 from types import NoneType
 from typing import (
+    TYPE_CHECKING,
     Annotated,
     Any,
     ClassVar,
@@ -397,7 +398,7 @@ class RunWaitResponse(_Resource, Generic[T]):
     Spec: schema RunWaitResponse
     """
 
-    run: Run = Run()
+    run: Run = Field(default_factory=Run)
     values: T | None = None
     messages: list[Message] = []
     interrupts: list[Interrupt] = []
@@ -420,7 +421,10 @@ class KnowsRun(Protocol):
     def interrupts(self) -> list[Interrupt]: ...
 
 
-RunLike: TypeAlias = str | UUID | RunRef | Run | RunWaitResponse[Any] | KnowsRun
+if TYPE_CHECKING:
+    RunLike: TypeAlias = str | UUID | RunRef | Run | RunWaitResponse[Any] | KnowsRun
+else:  # pydantic would make a class of the subscript, and take its time
+    RunLike = str | UUID | RunRef | Run | RunWaitResponse | KnowsRun
 
 
 @dataclass(frozen=True, slots=True)

@@ -159,7 +159,7 @@ def _response_from(
 
 def _run_from(data: object, ref: RunRef | None) -> Run:
     run = Run.model_validate(data or {})
-    if ref is None:
+    if ref is None or (run.run_id is not None and run.thread_id is not None):
         return run
     known = {"run_id": run.run_id or ref.run_id, "thread_id": run.thread_id or ref.thread_id}
     return run.model_copy(update=known)
