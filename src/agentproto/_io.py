@@ -73,15 +73,22 @@ class Stop:
     """What ends the waits of a request, from any task or thread."""
 
     def __init__(self) -> None:
-        self.event: threading.Event = threading.Event()
         self.is_set: bool = False
+        self._event: threading.Event | None = None  # made where a thread waits: it is large
         self.scopes: dict[anyio.CancelScope, AbstractEventLoop | None] = {}
         self.exchanges: set[Exchange] = set()
+
+    def wait(self, seconds: float) -> None:
+        """Sleep in this thread, unless it is set before."""
+        self._event = self._event or threading.Event()
+        if not self.is_set:
+            self._event.wait(seconds)
 
     def set(self) -> None:
         """End what waits now, and what would."""
         self.is_set = True
-        self.event.set()
+        if self._event is not None:
+            self._event.set()
         running = _running_loop()
         for scope, loop in _members(self.scopes.items()):
             if loop is None or loop is running:
@@ -612,7 +619,7 @@ class BlockingIO(_ClientIO[httpx.Client]):
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         until = math.inf if request.deadline is None else request.deadline
         with self._waiting(request):
-            request.stop.event.wait(max(0.0, min(seconds, until - time.monotonic())))
+            request.stop.wait(max(0.0, min(seconds, until - time.monotonic())))
         self.check_not_stopped(request.stop)
         _check_deadline(request)
 
