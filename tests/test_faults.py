@@ -279,7 +279,7 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
     def chance(_: object) -> float:
         failed.set()
-        return 0.0
+        return 0.999
 
     monkeypatch.setattr("agentproto._io._ClientIO.chance", chance)
     return failed
