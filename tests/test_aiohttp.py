@@ -33,7 +33,7 @@ END = b'event: end\ndata: {"status":"success"}\nid: 2\n\n'
 def test_without_the_extra_it_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginner sees what to type, and when the client is made."""
     monkeypatch.delitem(sys.modules, "agentproto._aiohttp", raising=False)
-    monkeypatch.setitem(sys.modules, "httpx_aiohttp", None)
+    monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ImportError, match=r"pip install 'agentproto\[aiohttp\]'"):
         AsyncRunsClient("http://x", transport="aiohttp")
 

@@ -1,129 +1,172 @@
 """The extra `aiohttp`: httpx over the connections of aiohttp, which parse HTTP in C.
 
-Imported only where somebody asks for it. What aiohttp would do of its own accord is switched off
-here: a limit of 100 connections, a cookie jar, a content type, and the repetition of a DELETE.
+Imported only where somebody asks for it. Not over httpx-aiohttp, which quotes the URL again, takes
+a cut connection for one that was never made, lets aiohttp repeat a DELETE, and keeps 100 streams.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextvars import ContextVar
-from typing import Any
+from io import BytesIO
+from typing import Any, cast
 
 import aiohttp
 import httpx
-from httpx_aiohttp import AiohttpTransport
+from yarl import URL
 
 _MAX_HEADER_BYTES = 65_536
 """Of a line, and of a field: aiohttp's own limit refuses a long `Content-Location`."""
 
-_answers: ContextVar[list[aiohttp.ClientResponse]] = ContextVar("agentproto")
+_LARGE = 2**20
+"""Bytes of a body that aiohttp wants to be given as a file."""
 
 
-class Transport(AiohttpTransport):
-    """Tells what httpx's own transport tells, too: the socket, and errors by their right names."""
+class Transport(httpx.AsyncBaseTransport):
+    """The connections of one event loop."""
 
     def __init__(self, limits: httpx.Limits) -> None:
-        super().__init__(client=lambda: _session(limits, self.ssl_context))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(
+                limit=limits.max_connections or 0,
+                keepalive_timeout=limits.keepalive_expiry,
+                ssl=httpx.create_ssl_context(),
+            ),
+            cookie_jar=aiohttp.DummyCookieJar(),  # httpx has one
+            middlewares=[_once],
+            skip_auto_headers=["Content-Type"],
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        answers: list[aiohttp.ClientResponse] = []
-        token = _answers.set(answers)
-        try:
-            response = await super().handle_async_request(request)
-        finally:
-            _answers.reset(token)
-        answer = answers[-1]
-        response.stream = _Body(answer, response.stream)
-        response.extensions["network_stream"] = _Connection(answer)
-        return response
+        limits = request.extensions.get("timeout", {})
+        content = await request.aread()
+        answer = await self._session.request(
+            request.method,
+            URL(str(request.url), encoded=True),
+            headers=_headers_of(request),
+            data=BytesIO(content) if len(content) > _LARGE else content or None,
+            allow_redirects=False,
+            auto_decompress=False,
+            # Its clock for reading runs on while nobody reads: who takes time would be timed out.
+            timeout=aiohttp.ClientTimeout(
+                connect=limits.get("pool"), sock_connect=limits.get("connect")
+            ),
+        )
+        return httpx.Response(
+            answer.status,
+            headers=answer.raw_headers,
+            stream=_Body(answer, limits.get("read")),
+            extensions={
+                "http_version": b"HTTP/1.1",
+                "reason_phrase": (answer.reason or "").encode("ascii", "replace"),
+                "network_stream": _Connection(answer),
+            },
+        )
+
+    async def aclose(self) -> None:
+        await self._session.close()
+
+
+def _headers_of(request: httpx.Request) -> list[tuple[str, str]]:
+    # aiohttp writes text, as UTF-8.
+    try:
+        return [(name.decode(), value.decode()) for name, value in request.headers.raw]
+    except UnicodeDecodeError:
+        raise httpx.LocalProtocolError("a header is not UTF-8") from None
 
 
 class _Body(httpx.AsyncByteStream):
-    """All that has arrived as one piece, where httpx-aiohttp cuts it up."""
+    """All that has arrived as one piece."""
 
-    def __init__(self, answer: aiohttp.ClientResponse, stream: Any) -> None:
+    def __init__(self, answer: aiohttp.ClientResponse, idle: float | None) -> None:
         self._answer = answer
-        self._stream = stream
+        self._idle = idle
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        try:
-            async for piece in self._answer.content.iter_any():
+        content = self._answer.content
+        error: httpx.HTTPError | None = None
+        while True:
+            try:
+                piece = content.read_nowait()
+                if not piece and error is None:
+                    async with asyncio.timeout(self._idle):
+                        piece = await content.readany()
+            except (aiohttp.ClientError, OSError, RuntimeError) as exc:
+                # A RuntimeError is how aiohttp tells a reader that the connection was closed.
+                error = as_httpx(exc)
+                # aiohttp tells it before what arrived until then: that first.
+                content.set_exception(cast("Any", None))
+                continue
+            if piece:
                 yield piece
-        except (aiohttp.ClientError, OSError, RuntimeError) as exc:
-            # A RuntimeError is how aiohttp tells a reader that the connection was closed.
-            raise as_httpx(exc) from exc
+            elif error is not None:
+                raise error
+            else:
+                return
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        self._answer.release()
 
 
 class _Connection:
     """The connection of a response, as long as it is that of no other."""
 
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._response = response
+    def __init__(self, answer: aiohttp.ClientResponse) -> None:
+        self._answer = answer
 
     def get_extra_info(self, name: str) -> Any:
-        connection = self._response.connection
+        connection = self._answer.connection
         transport = None if connection is None else connection.transport
         return None if transport is None else transport.get_extra_info(name)
-
-
-def _session(limits: httpx.Limits, ssl_context: Any) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(
-        limit=limits.max_connections or 0,
-        keepalive_timeout=limits.keepalive_expiry,
-        ssl=ssl_context,
-    )
-    return aiohttp.ClientSession(
-        connector=connector,
-        cookie_jar=aiohttp.DummyCookieJar(),
-        middlewares=[_once],
-        skip_auto_headers=["Content-Type"],
-        max_line_size=_MAX_HEADER_BYTES,
-        max_field_size=_MAX_HEADER_BYTES,
-    )
 
 
 async def _once(
     request: aiohttp.ClientRequest, send: aiohttp.ClientHandlerType
 ) -> aiohttp.ClientResponse:
     try:
-        response = await send(request)
+        answer = await send(request)
     except (aiohttp.ClientError, OSError) as exc:
         # aiohttp repeats what it knows to be idempotent, unless the error is none of its own.
-        raise as_httpx(exc) from exc
-    _answers.get().append(response)
-    _end_with_connection(response)
-    return response
+        error = as_httpx(exc)
+    else:
+        _end_with_connection(answer)
+        return answer
+    raise error
 
 
-def _end_with_connection(response: aiohttp.ClientResponse) -> None:
+def _end_with_connection(answer: aiohttp.ClientResponse) -> None:
     """Let nobody wait for a body whose connection aiohttp has closed on a broken chunk."""
-    protocol = None if response.connection is None else response.connection.protocol
+    protocol = None if answer.connection is None else answer.connection.protocol
     closed = None if protocol is None else protocol.closed
     if closed is None:
         return
-    body = response.content
+    body = answer.content
 
-    def tell(future: asyncio.Future[None]) -> None:
-        future.exception()
+    def tell(_: asyncio.Future[None]) -> None:
         if not body.is_eof() and body.exception() is None:
             body.set_exception(aiohttp.ClientPayloadError("a broken message"))
 
     def forget() -> None:
         closed.remove_done_callback(tell)
 
+    closed.remove_done_callback(_retrieve)
+    closed.add_done_callback(_retrieve)
     closed.add_done_callback(tell)
     body.on_eof(forget)
 
 
+def _retrieve(closed: asyncio.Future[None]) -> None:
+    closed.exception()  # or asyncio says that nobody did
+
+
 def as_httpx(exc: BaseException) -> httpx.HTTPError:
-    """The error of httpx that says the same. httpx-aiohttp takes what was cut for not connected."""
+    """The error of httpx that says the same."""
     error = _error_for(exc, " ".join(str(exc).split()))
-    error.__cause__ = exc
+    # A ClientResponseError shows the headers of the request.
+    is_tellable = not isinstance(exc, aiohttp.ClientResponseError)
+    error.__cause__ = exc if is_tellable else exc.__cause__
     return error
 
 

@@ -441,6 +441,9 @@ class _AsyncExchange(Exchange):
 
     async def release(self) -> None:
         self._forget()
+        if self._forks != len(_forks):
+            _abandoned.append(self)  # closing would unregister what the parent process waits for
+            return
         # asyncio's own task.cancel() does not know the shield: it may come a second time.
         self.wake()
         with anyio.CancelScope(shield=True):
@@ -480,21 +483,43 @@ class _BlockingExchange(Exchange):
         self.response.close()
 
 
+class _Loop:
+    """The event loop that runs here. It is not kept alive: a client would keep it for ever."""
+
+    def __init__(self) -> None:
+        running = _running_loop()
+        self._loop = None if running is None else ref(running)
+
+    def is_gone(self) -> bool:
+        loop = None if self._loop is None else self._loop()
+        return self._loop is not None and (loop is None or loop.is_closed())
+
+
 class AsyncIO(_ClientIO[httpx.AsyncClient]):
     """The port over `httpx.AsyncClient`."""
 
     def __init__(
         self, make: Callable[[], httpx.AsyncClient], auth: AuthTypes | None, *, is_ours: bool
     ) -> None:
-        self._by_loop: RunVar[httpx.AsyncClient | None] = RunVar("agentproto")
+        self._here: RunVar[_Loop] = RunVar("agentproto")
+        self._clients: dict[_Loop, httpx.AsyncClient] = {}
         super().__init__(make, auth, is_ours=is_ours)
 
     # A connection lives and dies with its event loop: each loop has a pool of its own.
     def _get_client(self) -> httpx.AsyncClient | None:
-        return self._by_loop.get(None)
+        here = self._here.get(None)
+        return None if here is None else self._clients.get(here)
 
     def _set_client(self, client: httpx.AsyncClient | None) -> None:
-        self._by_loop.set(client)
+        if client is None:
+            _abandoned.append(self._clients)
+            self._clients = {}
+            return
+        for loop in [loop for loop in _members(self._clients) if loop.is_gone()]:
+            del self._clients[loop]
+        here = _Loop()
+        self._here.set(here)
+        self._clients[here] = client
 
     @contextmanager
     def within(self, request: WireRequest, *, idles: float = math.inf) -> Generator[None]:
@@ -562,6 +587,7 @@ class AsyncIO(_ClientIO[httpx.AsyncClient]):
                 exchange.wake()
         if self._is_ours and client is not None:
             await client.aclose()
+        self._clients.clear()
 
 
 class BlockingIO(_ClientIO[httpx.Client]):
@@ -755,8 +781,9 @@ def redirected(asked: str, status: int, target: str) -> ProtocolError:
 
 
 def _tellable(exc: Exception) -> Exception | None:
-    # h11 quotes header values, in the text of the cause, too.
-    return None if isinstance(exc, httpx.LocalProtocolError) else exc
+    # h11 quotes header values, in the text of the cause, too; an error of aiohttp may hold them.
+    is_secret = isinstance(exc, httpx.LocalProtocolError) or _is_of_aiohttp(exc)
+    return None if is_secret else exc
 
 
 def _is_rejected_certificate(exc: BaseException | None) -> bool:
@@ -828,7 +855,7 @@ def _maker_of(
         from ._aiohttp import Transport
     except ImportError as exc:
         raise ImportError(
-            "transport='aiohttp' needs httpx-aiohttp: pip install 'agentproto[aiohttp]'"
+            "transport='aiohttp' needs aiohttp: pip install 'agentproto[aiohttp]'"
         ) from exc
 
     def make() -> httpx.AsyncBaseTransport:

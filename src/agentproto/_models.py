@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from types import NoneType
@@ -166,7 +166,7 @@ def _is_piece_of_text(item: Any) -> bool:
         return (
             type(item["content"]) is str
             and type(item.get("id")) in _ID_TYPES
-            and type(item.get("role") or item["type"]) is str
+            and type(item["type"] if item.get("role") is None else item["role"]) is str
             and "metadata" not in item
         )
     except (LookupError, TypeError):
@@ -470,8 +470,15 @@ class UpdatesEvent:
     interrupts: tuple[Interrupt, ...] = ()
 
 
+class _Made:
+    """A place for what was made of an event, which is no field of it."""
+
+    __slots__ = ("_made",)
+    _made: tuple[Message, ...] | dict[str, Any] | None
+
+
 @dataclass(frozen=True, slots=True)
-class MessagesEvent:
+class MessagesEvent(_Made):
     """Messages, or pieces of them. `data` is the JSON as sent.
 
     `kind` says what `messages` holds: `chunk` pieces to append to the message of the same id,
@@ -483,16 +490,13 @@ class MessagesEvent:
     kind: Literal["chunk", "partial", "complete", "metadata"]
     id: str | None = None
     namespace: tuple[str, ...] = ()
-    _made: tuple[Message, ...] | dict[str, Any] | None = field(
-        default=None, init=False, repr=False, compare=False
-    )
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """What is in `data`, made when it is asked for: whoever only wants the text never does."""
-        made = self._made
-        if isinstance(made, tuple):
-            return made
+        made: Any = getattr(self, "_made", None)
+        if type(made) is tuple:
+            return cast("tuple[Message, ...]", made)
         messages = (
             tuple(map(message_from, self._parts()[0]))
             if made is None
@@ -533,18 +537,18 @@ _OBJECT: Any = dict  # told so that a type checker does not ask of what
 
 def piece_of_text(event: MessagesEvent) -> dict[str, Any] | None:
     """The message of an event where it is such a piece, and nobody asked for it yet."""
-    made = event._made  # pyright: ignore[reportPrivateUsage]  # of this module
-    return made if isinstance(made, dict) else None
+    made: Any = getattr(event, "_made", None)
+    return cast("dict[str, Any]", made) if type(made) is dict else None
 
 
 def _looks_like_message(data: dict[str, Any]) -> bool:
     return "content" in data and ("role" in data or "type" in data)
 
 
-class _Open:
+class _Open(_Made):
     """A `MessagesEvent` that is being filled: a frozen one takes four times as long."""
 
-    __slots__ = ("_made", "data", "event", "id", "kind", "namespace")
+    __slots__ = ("data", "event", "id", "kind", "namespace")
 
 
 def messages_event(

@@ -174,7 +174,8 @@ class SSEDecoder:
                 self._long = BytesIO()
                 return self._go_on_with_long(self._long, chunk, at + len(_DATA), end)
             self._line += chunk[at:]
-            if len(self._line) > self._most_of_line:
+            of_no_line = len(_BOM) if self._at_start and self._line.startswith(_BOM) else 0
+            if len(self._line) - of_no_line > self._most_of_line:
                 self._give_up()
             return len(chunk)
         line = chunk[at:end]
