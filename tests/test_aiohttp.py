@@ -23,10 +23,12 @@ from agentproto import (
 )
 from agentproto._aiohttp import as_httpx
 
+from .both import Flavour
 from .faults import SOON, bad_chunk, breaking, reset
-from .raw_server import BOUND, RawServer, events, json_answer, raw_server
+from .raw_server import BOUND, Connection, RawServer, chunk, events, head, json_answer, raw_server
 
 META = b'event: metadata\ndata: {"run_id":"r1"}\nid: 1\n\n'
+HEAD = head(200, content_type="text/event-stream", transfer_encoding="chunked")
 END = b'event: end\ndata: {"status":"success"}\nid: 2\n\n'
 
 
@@ -127,3 +129,125 @@ async def test_kept_alive_connection_gathers_nothing() -> None:
         assert await asyncio.to_thread(server.all_closed.wait, SOON)
     assert len(server.requests) == 20
     assert len(bodies) <= 1
+
+
+async def test_what_arrived_before_a_cut_is_handed_over() -> None:
+    """Seen: aiohttp tells of the cut first, and forgets a whole end of the run."""
+
+    async def script(connection: Connection) -> None:
+        await connection.send(HEAD + chunk(META))
+        await connection.send(chunk(b"event: custom\ndata: 1\n\n"), chunk(END))
+
+    with raw_server(script) as server:
+        async with AsyncRunsClient(server.url, transport="aiohttp") as client:
+            stream = client.create_and_stream_run()
+            first = await anext(stream)
+            assert await asyncio.to_thread(server.all_closed.wait, SOON)
+            await asyncio.sleep(0.05)
+            assert [first, *[event async for event in stream]][1:] != []
+            assert stream.ended == "end"
+
+
+async def test_time_that_the_caller_takes_is_no_silence() -> None:
+    """Seen: the clock of aiohttp runs on while nobody reads."""
+
+    async def script(connection: Connection) -> None:
+        await connection.send(HEAD + chunk(META))
+        await asyncio.sleep(0.5)
+        await connection.send(chunk(END), b"0\r\n\r\n")
+
+    with raw_server(script) as server:
+        limits = Timeout(idle=0.3)
+        async with AsyncRunsClient(server.url, transport="aiohttp", timeout=limits) as client:
+            stream = client.create_and_stream_run()
+            await anext(stream)
+            await asyncio.sleep(0.4)
+            assert [event.event async for event in stream] == ["end"]
+
+
+async def test_close_in_a_child_leaves_the_stream_of_the_parent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Seen: both wait at one epoll, from which aiohttp in the child took the connection."""
+    with raw_server(events(META, hold=True)) as server:
+        async with AsyncRunsClient(server.url, transport="aiohttp") as client:
+            stream = client.create_and_stream_run()
+            await anext(stream)
+            with monkeypatch.context() as in_child:
+                in_child.setattr("agentproto._io._forks", [None])
+                await stream.core.exchange.release()  # type: ignore[union-attr]
+            assert not server.closed.is_set()
+            await stream.aclose()
+
+
+async def test_reason_phrase_may_be_any_bytes() -> None:
+    """Seen: one that is not ASCII passed for a redirect to no valid URL."""
+
+    async def script(connection: Connection) -> None:
+        body = b'{"run_id":"r1"}'
+        await connection.send(b"HTTP/1.1 200 Tr\xe8s bien\r\ncontent-type: application/json\r\n")
+        await connection.send(b"content-length: %d\r\n\r\n" % len(body) + body)
+
+    with raw_server(script) as server:
+        async with AsyncRunsClient(server.url, transport="aiohttp") as client:
+            assert (await client.get_run("r1")).run_id == "r1"
+
+
+async def test_secrets_are_in_no_cause() -> None:
+    """Seen: the repr of aiohttp's error has the headers of the request."""
+
+    async def script(connection: Connection) -> None:
+        await connection.send(b"HTTP/1.1 200 OK\r\nno header\r\n\r\n")
+
+    key = {"x-api-key": "s3cret"}
+    with raw_server(script) as server:
+        async with AsyncRunsClient(server.url, transport="aiohttp", headers=key) as client:
+            with pytest.raises(TransportError) as caught:
+                await client.create_run()
+        error: BaseException | None = caught.value
+        while error is not None:
+            assert "s3cret" not in repr(error)
+            error = error.__cause__ or error.__context__
+        async with HttpxAiohttpClient() as own:
+            client = AsyncRunsClient(server.url, http_client=own, headers=key)
+            with pytest.raises(TransportError) as caught:
+                await client.create_run()
+    assert caught.value.__cause__ is None
+
+
+async def test_the_url_goes_out_as_it_is(flavour: Flavour) -> None:
+    """Seen: yarl quotes again, and a;b is another run then."""
+    with raw_server(json_answer('{"run_id": "r1"}')) as server:
+        client = flavour.client(f"{server.url}/%41")
+        for run in ("a;b", "a:@=&,!$'()*b", "ä b"):
+            await flavour.call(client.get_run, run)
+        await flavour.close(client)
+    told = [request.target for request in server.requests]
+    assert told == ["/%41/runs/a%3Bb", "/%41/runs/a%3A%40%3D%26%2C%21%24%27%28%29%2Ab", ODD]
+
+
+ODD = "/%41/runs/%C3%A4%20b"
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+async def test_body_of_any_size_is_sent(flavour: Flavour, size: int) -> None:
+    """Seen: aiohttp warns of a large one, and nothing is sent where warnings are errors."""
+    with raw_server(json_answer('{"run_id": "r1"}')) as server:
+        client = flavour.client(server.url)
+        assert (await flavour.call(client.create_run, input="x" * size)).run_id == "r1"
+        await flavour.close(client)
+    assert len(server.requests[0].body) > size
+
+
+async def test_header_that_is_no_text_is_refused() -> None:
+    """aiohttp writes headers as UTF-8: others would go out as other bytes."""
+
+    def sign(request: httpx.Request) -> httpx.Request:
+        request.headers = httpx.Headers([*request.headers.raw, (b"x-key", b"\xff")])
+        return request
+
+    with raw_server(json_answer("{}")) as server:
+        async with AsyncRunsClient(server.url, transport="aiohttp", auth=sign) as client:
+            with pytest.raises(TransportError, match="could not be written as HTTP"):
+                await client.create_run()
+    assert server.requests == []

@@ -329,5 +329,26 @@ def test_client_serves_one_event_loop_after_another() -> None:
         stream.core.exchange = None  # its loop is gone: nobody can end it in order
 
 
+@pytest.mark.parametrize("transport", [None, "aiohttp"])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # of dead loops
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_connections_of_event_loops_that_are_gone_are_let_go(transport: Any) -> None:
+    """Seen: one was kept for each asyncio.run, until no file descriptor was left."""
+    with raw_server(*[json_answer('{"run_id": "r1"}')] * 30) as server:
+        client = AsyncRunsClient(server.url, transport=transport)
+
+        async def ask() -> None:
+            await client.get_run("r1")
+
+        for _ in range(30):
+            asyncio.run(ask())
+            gc.collect()
+        pools = len(client._session.io._clients)  # type: ignore[attr-defined]
+        asyncio.run(client.aclose())
+        gc.collect()
+        assert server.all_closed.wait(SOON)
+    assert pools == 1
+
+
 async def echo(_: AgentRun) -> AsyncGenerator[Values]:
     yield Values({"n": 1})

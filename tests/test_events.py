@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -355,6 +355,25 @@ def test_piece_of_text_adds_up_to_what_a_whole_message_does(sent: list[dict[str,
         assert isinstance(event, MessagesEvent)
         assert event.messages == (Message.model_validate(piece),)
         assert (event.metadata, event.messages) == ({"node": "n"}, event.messages)
+
+
+@pytest.mark.parametrize("role", [[], {}, 0, False, 5])
+def test_role_that_is_none_is_told_at_once(role: object) -> None:
+    """Seen: beside a type, an empty one passed."""
+    piece = {"type": "ai", "role": role, "content": "a"}
+    with pytest.raises(ProtocolError, match="role"):
+        EventReader[Any](None)(sse("messages", [piece, {}]))
+
+
+def test_event_of_messages_is_its_fields() -> None:
+    """What was made of it is none of them: copies and pickles are the same before and after."""
+    event = EventReader[Any](None)(sse("messages", [message("a", "m"), {"node": "n"}]))
+    before = asdict(event)
+    assert isinstance(event, MessagesEvent)
+    assert event.messages[0].text == "a"
+    assert asdict(event) == before
+    assert MessagesEvent(**before).messages == event.messages
+    assert replace(event, id="7").messages == event.messages
 
 
 def test_interrupts_are_collected_by_id() -> None:

@@ -243,7 +243,7 @@ blocks = st.builds(
 
 
 @given(
-    stream=streams.filter(lambda stream: b"\xef" not in stream),
+    stream=streams,
     cuts=st.lists(st.integers(0, 400), max_size=12),
     most=st.integers(1, 30),
 )
@@ -293,3 +293,12 @@ def test_real_stream_may_be_cut_anywhere(data: st.DataObject) -> None:
 def test_body_that_is_no_stream_has_no_events(path: Path) -> None:
     """Seen on langgraph dev and langgraphjs dev: JSON and plain text, refusals among them."""
     assert decode(path.read_bytes()) == decode(*one_byte_at_a_time(path.read_bytes())) == []
+
+
+def test_byte_order_mark_is_no_part_of_a_line() -> None:
+    """Seen: where it came alone it counted, and a line that fits was refused."""
+    stream = b"\xef\xbb\xbfevent: 123456789\ndata: x\n\n"
+    for chunks in [stream], one_byte_at_a_time(stream):
+        decoder = SSEDecoder(max_event_bytes=10)
+        assert [e.data for chunk in chunks for e in decoder.feed(chunk)] == [b"x"]
+        assert not decoder.is_over
