@@ -491,8 +491,9 @@ class _Loop:
         self._loop = None if running is None else ref(running)
 
     def is_gone(self) -> bool:
+        """Also said of a run of trio: at worst, it makes connections anew."""
         loop = None if self._loop is None else self._loop()
-        return self._loop is not None and (loop is None or loop.is_closed())
+        return loop is None or loop.is_closed()
 
 
 class AsyncIO(_ClientIO[httpx.AsyncClient]):
