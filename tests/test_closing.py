@@ -19,7 +19,7 @@ import trustme
 
 from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout, _io
 from agentproto._blocking import drive
-from agentproto._io import BlockingIO, WireRequest
+from agentproto._io import BlockingIO, Stop, WireRequest
 from agentproto.testing import AgentRun, RunsServer, Values
 
 from .both import Async, Flavour
@@ -348,6 +348,31 @@ def test_connections_of_event_loops_that_are_gone_are_let_go(transport: Any) -> 
         gc.collect()
         assert server.all_closed.wait(SOON)
     assert pools == 1
+
+
+async def test_async_client_makes_connections_anew_behind_a_fork(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two processes on one inherited connection read each other's answers."""
+    with raw_server(json_answer('{"run_id": "r1"}')) as server:
+        async with AsyncRunsClient(server.url) as client:
+            await client.get_run("r1")
+            inherited = list(client._session.io._clients.values())  # type: ignore[attr-defined]
+            with monkeypatch.context() as in_child:
+                in_child.setattr(_io, "_forks", [None])
+                assert (await client.get_run("r1")).run_id == "r1"
+                await client.aclose()
+            assert not inherited[0].is_closed
+            await inherited[0].aclose()
+    assert len(server.requests) == 2
+
+
+def test_what_is_stopped_before_it_waits_does_not_wait() -> None:
+    """A stream that another thread closes just before a pause."""
+    stop = Stop()
+    stop.set()
+    stop.wait(3600)
+    assert stop.is_set
 
 
 async def echo(_: AgentRun) -> AsyncGenerator[Values]:

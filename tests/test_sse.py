@@ -302,3 +302,22 @@ def test_byte_order_mark_is_no_part_of_a_line() -> None:
         decoder = SSEDecoder(max_event_bytes=10)
         assert [e.data for chunk in chunks for e in decoder.feed(chunk)] == [b"x"]
         assert not decoder.is_over
+
+
+def test_id_with_a_nul_behind_many_lines_is_ignored() -> None:
+    """SSE standard: an id that contains NUL is ignored, behind data of many lines, too."""
+    stream = b"data: x\n\nevent: e\ndata: a\ndata: b\nid: \0\n\n"
+    short = b"data: x\n\nevent: e\ndata: a\nid: \0\n\n"
+    assert as_text(decode(short[:9], short[9:])) == as_text(interpret(short))
+    for chunks in [b"data: x\n\n", stream[9:]], [stream], one_byte_at_a_time(stream):
+        assert as_text(decode(*chunks)) == as_text(interpret(stream))
+
+
+def test_long_line_of_any_field_ends_the_stream() -> None:
+    """`max_event_bytes`: any line behind its field's name."""
+    decoder = SSEDecoder(max_event_bytes=1)
+    assert decoder.feed(b"unknown: field\ndata: x\n\n") == []
+    assert decoder.is_over
+    decoder = SSEDecoder(max_event_bytes=1)
+    assert [decoder.feed(piece) for piece in (b"\n", b"data: x", b"y")] == [[], [], []]
+    assert decoder.is_over
