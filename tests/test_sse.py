@@ -307,8 +307,9 @@ def test_byte_order_mark_is_no_part_of_a_line() -> None:
 def test_id_with_a_nul_behind_many_lines_is_ignored() -> None:
     """SSE standard: an id that contains NUL is ignored, behind data of many lines, too."""
     stream = b"data: x\n\nevent: e\ndata: a\ndata: b\nid: \0\n\n"
-    short = b"data: x\n\nevent: e\ndata: a\nid: \0\n\n"
-    assert as_text(decode(short[:9], short[9:])) == as_text(interpret(short))
+    for rest in (b"id: \0\n\n", b"id: 1\nother: b\n\n", b"id: 1\n"):
+        short = b"data: x\n\nevent: e\ndata: a\n" + rest
+        assert as_text(decode(short[:9], short[9:])) == as_text(interpret(short))
     for chunks in [b"data: x\n\n", stream[9:]], [stream], one_byte_at_a_time(stream):
         assert as_text(decode(*chunks)) == as_text(interpret(stream))
 
