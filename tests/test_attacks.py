@@ -884,6 +884,31 @@ async def test_closing_ends_a_read_that_has_no_socket(what: str) -> None:
         await asyncio.wait_for(reading, BOUND)
 
 
+class ClosedMeanwhile(httpx.SyncByteStream):
+    """A body of which a piece comes in just when somebody closes the stream."""
+
+    stream: Any
+
+    def __iter__(self) -> Any:
+        yield META
+        closing = threading.Thread(target=self.stream.close)
+        closing.start()
+        closing.join()
+        yield END
+
+
+def test_what_comes_in_while_the_stream_is_closed_is_not_handed_over() -> None:
+    body = ClosedMeanwhile()
+    headers = {"content-type": "text/event-stream"}
+    answered = httpx.MockTransport(lambda _: httpx.Response(200, headers=headers, stream=body))
+    with RunsClient(transport=answered) as client:
+        body.stream = client.create_and_stream_run()
+        next(body.stream)
+        with pytest.raises(RuntimeError, match="this stream is closed"):
+            next(body.stream)
+        assert body.stream.ended == "closed"
+
+
 def test_client_is_closed_from_another_event_loop() -> None:
     """Seen: it spun one core, and what waited in the first loop waited on."""
 
