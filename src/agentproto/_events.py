@@ -371,9 +371,6 @@ def _interrupts_of_end(data: Any) -> tuple[Interrupt, ...]:
     return () if found is None else interrupts_in(found)
 
 
-_FIELDS_OF_PIECE = frozenset({"id", "role", "content"})
-
-
 class _Growing:
     """A message that comes in pieces; its text is written once, however many pieces it has."""
 
@@ -382,9 +379,12 @@ class _Growing:
         self._text = StringIO()
         self._blocks: list[MessageTextBlock | MessageAnyBlock] = []
         self._extra: dict[str, Any] = {}
+        self._is_said = False
         self.append(first)
 
     def append(self, chunk: Message) -> None:
+        # What the last piece had beside its text, where another such adds nothing but its own.
+        self._rest: dict[str, Any] | None = None
         if isinstance(chunk.content, list):
             self._blocks.extend(chunk.content)
         elif self._blocks and chunk.content:
@@ -396,21 +396,18 @@ class _Growing:
 
     def append_piece(self, piece: dict[str, Any]) -> str:
         """Append a piece of text as it was sent; returns the text if the assistant says it."""
-        text: str = piece["content"]
-        if self._blocks:
-            self.append(message_from(piece))
-        else:
+        rest = piece.copy()
+        text: str = rest.pop("content")
+        if rest == self._rest:
+            # Nearly always: it differs from the piece before by its text alone.
             self._text.write(text)
-            extra = self._extra
-            for name, value in piece.items():
-                # What most pieces have is empty, or says what the first one did.
-                if (not value and name in extra) or name in _FIELDS_OF_PIECE:
-                    continue
-                if isinstance(value, list):
-                    self._append_extra(name, value)
-                else:
-                    extra[name] = value
-        return text if role_in(piece) == "assistant" else ""
+        else:
+            message = message_from(piece)
+            self.append(message)
+            self._is_said = message.role == "assistant"
+            if not self._blocks and not any(map(as_list, rest.values())):
+                self._rest = rest
+        return text if self._is_said else ""
 
     def _append_extra(self, name: str, value: Any) -> None:
         before, more = as_list(self._extra.get(name)), as_list(value)

@@ -459,7 +459,8 @@ class _BlockingExchange(Exchange):
 
     async def _receive(self) -> bytes:
         body = self._body or self._open_body()
-        _check_deadline(self.request)
+        if self.request.deadline is not None:
+            _check_deadline(self.request)
         try:
             for piece in body:
                 if piece:

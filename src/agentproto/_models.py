@@ -157,20 +157,8 @@ def message_from(item: Any) -> Message:
     Raises:
         ValidationError: for what is none.
     """
-    return _message_of_text(item) if _is_piece_of_text(item) else Message.model_validate(item)
-
-
-def _is_piece_of_text(item: Any) -> bool:
-    # Asked of every token: what is no object of this form fails.
-    try:
-        return (
-            type(item["content"]) is str
-            and type(item.get("id")) in _ID_TYPES
-            and type(item["type"] if item.get("role") is None else item["role"]) is str
-            and "metadata" not in item
-        )
-    except (LookupError, TypeError):
-        return False
+    piece = piece_of_text_in((item, {}))
+    return Message.model_validate(item) if piece is None else _message_of_text(piece)
 
 
 _ID_TYPES = frozenset({str, NoneType})
@@ -524,11 +512,19 @@ class MessagesEvent(_Made):
 
 def piece_of_text_in(data: Any) -> dict[str, Any] | None:
     """The message in the data of a chunk where it is one of plain text, as nearly always."""
+    # Asked of every token: what has another form fails.
     try:
         piece, metadata = data
-    except (TypeError, ValueError):
+        is_chunk = (
+            type(metadata) is _OBJECT
+            and "content" not in metadata
+            and type(piece["content"]) is str
+            and type(piece.get("id")) in _ID_TYPES
+            and type(piece["type"] if piece.get("role") is None else piece["role"]) is str
+            and "metadata" not in piece
+        )
+    except (LookupError, TypeError, ValueError):
         return None
-    is_chunk = type(metadata) is _OBJECT and "content" not in metadata and _is_piece_of_text(piece)
     return piece if is_chunk else None
 
 

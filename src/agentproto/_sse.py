@@ -108,15 +108,16 @@ class SSEDecoder:
         size = len(chunk)
         while at < size:
             fields, own_id = at, None
-            if chunk.startswith(_ID, at):
-                fields = chunk.find(b"\n", at) + 1
-                own_id = self._id_in(chunk[at + len(_ID) : fields - 1])
-                if own_id is None or not fields:
-                    break
-            if not chunk.startswith(head, fields):
-                head, name = self._head_at(chunk, fields)
-                if not head:
-                    break
+            if not chunk.startswith(head, at):
+                if chunk.startswith(_ID, at):
+                    fields = chunk.find(b"\n", at) + 1
+                    own_id = self._id_in(chunk[at + len(_ID) : fields - 1])
+                    if own_id is None or not fields:
+                        break
+                if not chunk.startswith(head, fields):
+                    head, name = self._head_at(chunk, fields)
+                    if not head:
+                        break
             begin = fields + len(head)
             end = chunk.find(b"\n", begin)
             if end < 0 or end - begin > most:

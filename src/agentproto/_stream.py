@@ -182,11 +182,12 @@ class EventStream(Generic[T]):
         """
         if self._busy:
             raise RuntimeError("two tasks use one stream at once; give each its own")
-        if self._failure is None and self.ended in {"closed", "cut"}:
+        if self.ended is not None and self._failure is None and self.ended in {"closed", "cut"}:
             raise RuntimeError(STREAM_CLOSED)
         self._busy = True
         try:
-            self._check_not_failed()
+            if self._failure is not None:
+                raise self._failure
             exchange = self.exchange or await self._open()
             if only_open:
                 return True
@@ -300,10 +301,6 @@ class EventStream(Generic[T]):
         self._learn_run(self._operation.run_named_by(exchange.response.headers))
         check_has_body(exchange)
         _check_is_event_stream(exchange)
-
-    def _check_not_failed(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
     def _take_in(self, piece: bytes) -> bool:
         """Whether nothing comes behind this piece."""
