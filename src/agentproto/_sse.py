@@ -120,6 +120,12 @@ class SSEDecoder:
                         break
             begin = fields + len(head)
             end = chunk.find(b"\n", begin)
+            if end < 0 and own_id is None:
+                # Its data goes on in the next chunk.
+                self._is_between_blocks = False
+                self._event, self._long = head[len(_EVENT) : -len(_DATA) - 1], BytesIO()
+                at = self._go_on_with_long(self._long, chunk, begin, end, events)
+                break
             if end < 0 or end - begin > most:
                 break
             if chunk.startswith(b"\n", end + 1):
@@ -167,13 +173,13 @@ class SSEDecoder:
         """Take one line, or the beginning of one; where the next begins."""
         end = chunk.find(b"\n", at)
         if self._long is not None:
-            return self._go_on_with_long(self._long, chunk, at, end)
+            return self._go_on_with_long(self._long, chunk, at, end, events)
         if end < 0:
             self._is_between_blocks = False
             is_first_data = not self._line and self._data is None and not self._at_start
             if is_first_data and chunk.startswith(_DATA, at):
                 self._long = BytesIO()
-                return self._go_on_with_long(self._long, chunk, at + len(_DATA), end)
+                return self._go_on_with_long(self._long, chunk, at + len(_DATA), end, events)
             self._line += chunk[at:]
             of_no_line = len(_BOM) if self._at_start and self._line.startswith(_BOM) else 0
             if len(self._line) - of_no_line > self._most_of_line:
@@ -188,11 +194,7 @@ class SSEDecoder:
             line = line.removeprefix(_BOM)
             self._at_start = False
         if not line:
-            if self._data is not None:
-                events.append(self._dispatch(self._data))
-            self._begin_block()
-            self._is_between_blocks = True
-            return end + 1
+            return self._end_block(end, events)
         self._is_between_blocks = False
         if line.startswith(_DATA):
             self._add_data(line[len(_DATA) :])
@@ -202,13 +204,24 @@ class SSEDecoder:
             self._give_up()
         return end + 1
 
-    def _go_on_with_long(self, long: BytesIO, chunk: bytes, at: int, end: int) -> int:
+    def _end_block(self, at: int, events: list[ServerSentEvent]) -> int:
+        if self._data is not None:
+            events.append(self._dispatch(self._data))
+        self._begin_block()
+        self._is_between_blocks = True
+        return at + 1
+
+    def _go_on_with_long(
+        self, long: BytesIO, chunk: bytes, at: int, end: int, events: list[ServerSentEvent]
+    ) -> int:
         # Its buffer becomes the data as it is: of a large event there is never a second copy.
         long.write(chunk[at:] if end < 0 else chunk[at:end])
         if long.tell() > self._most:
             self._give_up()
         elif end >= 0:
             self._data, self._long = long.getvalue(), None
+            if chunk.startswith(b"\n", end + 1):
+                return self._end_block(end + 1, events)
         return len(chunk) if end < 0 else end + 1
 
     def _give_up(self) -> None:
