@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 
 from ._sse import ServerSentEvent
@@ -29,7 +30,10 @@ def _short(event_id: str) -> str:
 
 
 def _id_of(event: ServerSentEvent) -> str | None:
-    return _short(event.own_id) if event.own_id and _UNREADABLE not in event.own_id else None
+    own_id = event.own_id
+    if not own_id or _UNREADABLE in own_id:
+        return None
+    return own_id if len(own_id) <= _LONG else _short(own_id)
 
 
 class RunCursor:
@@ -45,7 +49,10 @@ class RunCursor:
     def __init__(self, last_event_id: str | None = None, *, begins_run: bool = True) -> None:
         self.last_event_id = last_event_id
         self._begins_run = begins_run
-        self._seen: dict[str, None] = {} if last_event_id is None else {_short(last_event_id): None}
+        # A dict looks for its first key behind all those that were deleted.
+        self._seen: OrderedDict[str, None] = OrderedDict()
+        if last_event_id is not None:
+            self._seen[_short(last_event_id)] = None
         self._first: str | None = None
         self._asked = None if last_event_id is None else _short(last_event_id)
         self._repeats_ids = False
@@ -194,5 +201,5 @@ class RunCursor:
         self.last_event_id = event.own_id
         seen[event_id] = None
         if len(seen) > WINDOW:
-            del seen[next(iter(seen))]
+            seen.popitem(last=False)
         return True
