@@ -69,7 +69,7 @@ def typing(kind: str) -> dict[str, Callable[[], float]]:
     from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
     (sse,) = SSEDecoder().feed(b": first\n\n" + server.frame(kind, 0))
-    read = EventReader[Any](None)
+    read = EventReader[Any](None).read
     is_token = kind == "token"
     theirs = json.dumps(server.COMPLETION if is_token else completion_of(len(sse.data)))
     cast_to: Any = ChatCompletionChunk if is_token else ChatCompletion

@@ -144,7 +144,7 @@ def sync(url: str) -> Taken:
 
 def sync_by_hand(url: str) -> Taken:
     """by hand over `httpx.Client`, with the decoder and the events of agentproto."""
-    decoder, read = SSEDecoder(), EventReader[Any](None)
+    decoder, read = SSEDecoder(), EventReader[Any](None).read
     with httpx.Client(timeout=TIMEOUT) as client:
         client.post(f"{url}/runs/wait", json={})
         count, began = 0, perf_counter()

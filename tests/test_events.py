@@ -43,7 +43,7 @@ def sse(event: str, data: Any, own_id: str | None = None) -> ServerSentEvent:
 
 
 def read(event: str, data: Any, own_id: str | None = None) -> RunEvent[Any]:
-    return EventReader[Any](None)(sse(event, data, own_id))
+    return EventReader[Any](None).read(sse(event, data, own_id))
 
 
 def message(text: str, id: str | None = None, **extra: Any) -> dict[str, Any]:  # noqa: A002  # field
@@ -100,7 +100,7 @@ ASKED = (Interrupt.model_validate(ASK[0]),)
 )
 def test_block_becomes_its_event(block: ServerSentEvent, event: RunEvent[Any]) -> None:
     """DESIGN, What a stream call returns."""
-    assert EventReader[Any](None)(block) == event
+    assert EventReader[Any](None).read(block) == event
 
 
 def test_end_tells_its_status() -> None:
@@ -154,7 +154,7 @@ def test_messages_of_every_form_are_read(
 def test_known_event_that_does_not_fit_is_a_protocol_error(block: ServerSentEvent) -> None:
     """FAULTS: bad JSON or shape, with the raw data."""
     with pytest.raises(ProtocolError, match="data that does not fit") as caught:
-        EventReader[Any](None)(block)
+        EventReader[Any](None).read(block)
     assert caught.value.raw == block.data
     assert len(str(caught.value)) < 1500
 
@@ -171,10 +171,10 @@ class Box:
 def test_values_are_typed_after_the_interrupt_was_taken_off() -> None:
     """DESIGN: what holds nothing else keeps the last root values."""
     reader = EventReader(State)
-    first = reader(sse("values", {"__interrupt__": ASK}))
-    whole = reader(sse("values", {"n": 1, "__interrupt__": ASK}))
-    inner = reader(sse("values|sub", {"other": 1}))
-    alone = reader(sse("values", {"__interrupt__": ASK}))
+    first = reader.read(sse("values", {"__interrupt__": ASK}))
+    whole = reader.read(sse("values", {"n": 1, "__interrupt__": ASK}))
+    inner = reader.read(sse("values|sub", {"other": 1}))
+    alone = reader.read(sse("values", {"__interrupt__": ASK}))
     assert [e.data for e in (first, whole, inner, alone)] == [
         None,
         State(n=1),
@@ -184,7 +184,7 @@ def test_values_are_typed_after_the_interrupt_was_taken_off() -> None:
     assert isinstance(alone, ValuesEvent)
     assert alone.interrupts == ASKED
     with pytest.raises(ProtocolError, match="n: Field required"):
-        reader(sse("values", {}))
+        reader.read(sse("values", {}))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_values_are_typed_after_the_interrupt_was_taken_off() -> None:
 )
 def test_values_are_of_any_type_pydantic_knows(kind: Any, data: Any, typed: Any) -> None:
     """values_type: a model, a dataclass, a TypedDict, and whatever else a state may be."""
-    assert EventReader(kind)(sse("values", data)).data == typed
+    assert EventReader(kind).read(sse("values", data)).data == typed
 
 
 CLASSES: dict[str, type] = {
@@ -214,7 +214,7 @@ CLASSES: dict[str, type] = {
 
 def of_stream(path: Path) -> list[RunEvent[Any]]:
     reader = EventReader[Any](None)
-    return [reader(block) for block in SSEDecoder().feed(path.read_bytes())]
+    return [reader.read(block) for block in SSEDecoder().feed(path.read_bytes())]
 
 
 # The newer protocol of another endpoint, whose `messages` wrap what they tell.
@@ -263,7 +263,7 @@ def test_text_is_the_same_in_whichever_form_messages_come(server: str, case: str
 
 def said(*blocks: ServerSentEvent) -> tuple[list[str], Transcript[Any]]:
     reader, transcript = EventReader[Any](None), Transcript[Any]()
-    return [transcript.add(reader(block)) for block in blocks], transcript
+    return [transcript.add(reader.read(block)) for block in blocks], transcript
 
 
 def test_text_is_that_of_the_assistant_only() -> None:
@@ -351,7 +351,7 @@ def test_piece_of_text_adds_up_to_what_a_whole_message_does(sent: list[dict[str,
     assert (told, transcript.messages) == (expected, plain.messages)
     reader = EventReader[Any](None)
     for piece in sent:
-        event = reader(sse("messages", [piece, {"node": "n"}]))
+        event = reader.read(sse("messages", [piece, {"node": "n"}]))
         assert isinstance(event, MessagesEvent)
         assert event.messages == (Message.model_validate(piece),)
         assert (event.metadata, event.messages) == ({"node": "n"}, event.messages)
@@ -362,12 +362,12 @@ def test_role_that_is_none_is_told_at_once(role: object) -> None:
     """Seen: beside a type, an empty one passed."""
     piece = {"type": "ai", "role": role, "content": "a"}
     with pytest.raises(ProtocolError, match="role"):
-        EventReader[Any](None)(sse("messages", [piece, {}]))
+        EventReader[Any](None).read(sse("messages", [piece, {}]))
 
 
 def test_event_of_messages_is_its_fields() -> None:
     """What was made of it is none of them: copies and pickles are the same before and after."""
-    event = EventReader[Any](None)(sse("messages", [message("a", "m"), {"node": "n"}]))
+    event = EventReader[Any](None).read(sse("messages", [message("a", "m"), {"node": "n"}]))
     before = asdict(event)
     assert isinstance(event, MessagesEvent)
     assert event.messages[0].text == "a"
@@ -435,5 +435,5 @@ def test_any_data_gives_events_or_our_error(blocks: list[tuple[str, bytes]]) -> 
     reader, transcript = EventReader[Any](None), Transcript[Any]()
     for name, data in blocks:
         with suppress(ProtocolError):
-            transcript.add(reader(sse(name, data)))
+            transcript.add(reader.read(sse(name, data)))
     assert isinstance(transcript.messages, list)

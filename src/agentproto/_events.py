@@ -34,7 +34,6 @@ from ._models import (
     messages_event,
     piece_of_text,
     piece_of_text_in,
-    role_in,
 )
 from ._shapes import as_list, as_object
 from ._sse import ServerSentEvent
@@ -119,7 +118,7 @@ class EventReader(Generic[T]):
         self._adapter = None if values_type is None else values_adapter(values_type)
         self._last_values: Any = None
 
-    def __call__(self, sse: ServerSentEvent) -> RunEvent[T]:
+    def read(self, sse: ServerSentEvent) -> RunEvent[T]:
         """The event in a block.
 
         Raises:

@@ -736,5 +736,8 @@ def is_one_segment(value: str) -> bool:
     return (
         0 < len(value) <= 512
         and value not in {".", ".."}
-        and not any(c < " " or c == "\x7f" or "\ud800" <= c <= "\udfff" for c in value)
+        and _NOT_IN_SEGMENT.search(value) is None
     )
+
+
+_NOT_IN_SEGMENT = re.compile("[\x00-\x1f\x7f\ud800-\udfff]")

@@ -167,20 +167,22 @@ class Session:
         if run is None or follow_up is None:
             return response
         if response.run.status is None and not response.interrupts:
-            told = await self.optional(follow_up.status(run), settings, deadline)
-            if told is not None and told.status in GOES_ON:
-                raise _not_over(run, told)
-            response = response.model_copy(update={"run": told or response.run})
+            found = await self.optional(follow_up.status(run), settings, deadline)
+            if found is not None and found.status in GOES_ON:
+                raise _not_over(run, found)
+            response = response.model_copy(update={"run": found or response.run})
+        told = Outcome(response.run.status, response.interrupts)
         outcome = await self.outcome(
             follow_up,
             run,
-            Outcome(response.run.status, response.interrupts),
+            told,
             settings,
             deadline,
             is_all_shown=operation.shows_interrupts,
         )
-        known = response.run.model_copy(update={"status": outcome.status})
-        response = response.model_copy(update={"run": known, "interrupts": outcome.interrupts})
+        if outcome is not told:
+            known = response.run.model_copy(update={"status": outcome.status})
+            response = response.model_copy(update={"run": known, "interrupts": outcome.interrupts})
         if outcome.has_failed and settings.raise_on_failure:
             raise _run_failed(response)
         return response

@@ -186,8 +186,7 @@ class EventStream(Generic[T]):
             raise RuntimeError(STREAM_CLOSED)
         self._busy = True
         try:
-            if self._failure is not None:
-                raise self._failure
+            self._check_not_failed()
             exchange = self.exchange or await self._open()
             if only_open:
                 return True
@@ -301,6 +300,10 @@ class EventStream(Generic[T]):
         self._learn_run(self._operation.run_named_by(exchange.response.headers))
         check_has_body(exchange)
         _check_is_event_stream(exchange)
+
+    def _check_not_failed(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
     def _take_in(self, piece: bytes) -> bool:
         """Whether nothing comes behind this piece."""

@@ -47,7 +47,7 @@ def create_and_stream_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
-        decode=EventReader(values_type),
+        decode=EventReader(values_type).read,
         follow_up=_follow_up(values_type),
         join=_join,
     )
@@ -83,7 +83,7 @@ def update_and_stream_run(
         begins_run=False,
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
-        decode=EventReader(values_type),
+        decode=EventReader(values_type).read,
         follow_up=_follow_up(values_type),
         join=_join,
     )
@@ -140,7 +140,7 @@ def stream_run(
         last_event_id=last_event_id,
         begins_run=False,
         continues=True,
-        decode=EventReader(values_type),
+        decode=EventReader(values_type).read,
         follow_up=_follow_up(values_type),
         join=_join,
     )

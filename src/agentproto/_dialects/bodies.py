@@ -159,10 +159,12 @@ def _response_from(
 
 def _run_from(data: object, ref: RunRef | None) -> Run:
     run = Run.model_validate(data or {})
-    if ref is None or (run.run_id is not None and run.thread_id is not None):
+    if ref is None:
         return run
-    known = {"run_id": run.run_id or ref.run_id, "thread_id": run.thread_id or ref.thread_id}
-    return run.model_copy(update=known)
+    run_id, thread_id = run.run_id or ref.run_id, run.thread_id or ref.thread_id
+    if (run_id, thread_id) == (run.run_id, run.thread_id):
+        return run
+    return run.model_copy(update={"run_id": run_id, "thread_id": thread_id})
 
 
 def _typed(

@@ -171,7 +171,7 @@ def stream_run(
         continues=True,
         why_not_kept=None if are_events_kept else _PERHAPS_NOT_KEPT,
         replay_from=REPLAY_ALL,
-        decode=partial(_event_of_run, read=EventReader[T](values_type), asked=joined.asked),
+        decode=partial(_event_of_run, read=EventReader[T](values_type).read, asked=joined.asked),
         follow_up=_follow_up(values_type),
         join=_join,
     )
@@ -241,7 +241,7 @@ def _stream(
         continues={**fields, **extra_body}.get("on_disconnect") == "continue",
         why_not_kept=None if extra_body.get("stream_resumable") is True else _NOT_KEPT,
         replay_from=REPLAY_ALL,
-        decode=partial(_event_of_run, read=EventReader[T](values_type), asked="GET the run"),
+        decode=partial(_event_of_run, read=EventReader[T](values_type).read, asked="GET the run"),
         follow_up=_follow_up(values_type),
         join=_join,
     )
