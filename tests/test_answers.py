@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentproto import ProtocolError, Run, RunRef, RunWaitResponse
-from agentproto._dialects import Answer, Operation, agent_protocol
+from agentproto._dialects import Answer, Operation, agent_protocol, run_named_by
 from agentproto._models import RunSearchRequest
 
 FIELDS = [
@@ -59,4 +59,4 @@ def test_any_answer_gives_a_model_or_our_error(
     """FAULTS: fuzzing of the models: only our errors come out."""
     decode: Callable[[Answer], object] = OPERATIONS[name].decode
     with suppress(ProtocolError):
-        check(decode(Answer(told, body, "GET /runs/r1")))
+        check(decode(Answer(told, body, "GET /runs/r1", run_named_by(told) or RunRef("r1"))))

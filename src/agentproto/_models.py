@@ -734,9 +734,7 @@ def told_ref(run_id: str | None, thread_id: str | None) -> RunRef | None:
 def is_one_segment(value: str) -> bool:
     """Whether an id, percent-encoded, is one segment of a path and stays one."""
     return (
-        0 < len(value) <= 512
-        and value not in {".", ".."}
-        and _NOT_IN_SEGMENT.search(value) is None
+        0 < len(value) <= 512 and value not in {".", ".."} and _NOT_IN_SEGMENT.search(value) is None
     )
 
 

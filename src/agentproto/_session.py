@@ -9,7 +9,7 @@ from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 from ._coding import ACCEPTED
-from ._dialects import Answer, FollowUp, Operation, Request, StreamOperation
+from ._dialects import Answer, FollowUp, Operation, Request, StreamOperation, run_named_by
 from ._errors import (
     AgentProtoError,
     ProtocolError,
@@ -278,12 +278,12 @@ class Session:
 
     async def _call_once(self, operation: Operation[T], wire: WireRequest, most: int) -> T:
         exchange = await self.open(operation, wire)
-        run = operation.run_named_by(exchange.response.headers) or operation.run
+        run = run_named_by(exchange.response.headers) or operation.run
         try:
             if operation.has_body:
                 check_has_body(exchange)
             body = await _read(exchange, most)
-            return operation.decode(Answer(exchange.response.headers, body, wire.asked))
+            return operation.decode(Answer(exchange.response.headers, body, wire.asked, run))
         except AgentProtoError as error:
             tell(error, exchange, run)
             raise

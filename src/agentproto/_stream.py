@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import replace
 from typing import Generic, Literal, NoReturn, TypeAlias, TypeVar, cast
 
-from ._dialects import Request, StreamOperation
+from ._dialects import Request, StreamOperation, run_named_by
 from ._errors import (
     AgentProtoError,
     ProtocolError,
@@ -297,7 +297,7 @@ class EventStream(Generic[T]):
             self.ended, self._all_arrived = "stopped", True
             await exchange.release()
             return
-        self._learn_run(self._operation.run_named_by(exchange.response.headers))
+        self._learn_run(run_named_by(exchange.response.headers))
         check_has_body(exchange)
         _check_is_event_stream(exchange)
 

@@ -51,11 +51,12 @@ def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """A whole response: headers and body of a 2xx."""
+    """A whole response: headers and body of a 2xx, and the run that they name or that was meant."""
 
     headers: Mapping[str, str]
     body: bytes
     asked: str
+    run: RunRef | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +78,6 @@ class Request:
     is_idempotent: bool = False
     continues: bool | None = None
     shows_interrupts: bool = True
-    run_named_by: Callable[[Mapping[str, str]], RunRef | None] = run_named_by
 
     @property
     def asked(self) -> str:

@@ -32,7 +32,7 @@ def create_and_wait_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
-        decode=wait_decoder(None, values_type),
+        decode=wait_decoder(values_type),
         follow_up=_follow_up(values_type),
     )
 
@@ -65,7 +65,7 @@ def update_and_wait_run(
         path=f"runs/{segment(run.run_id)}/wait",
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
-        decode=wait_decoder(run, values_type),
+        decode=wait_decoder(values_type),
         follow_up=_follow_up(values_type),
     )
 
@@ -96,7 +96,7 @@ def create_run(run_create: RunCreate, extra_body: Mapping[str, Any]) -> Operatio
         path="runs",
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
-        decode=partial(run_in, ref=None),
+        decode=run_in,
     )
 
 
@@ -107,7 +107,7 @@ def get_run(run: RunRef) -> Operation[Run]:
         is_idempotent=True,
         path=f"runs/{segment(run.run_id)}",
         run=run,
-        decode=partial(run_in, ref=run),
+        decode=run_in,
     )
 
 
@@ -176,7 +176,7 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
         is_idempotent=True,
         path=f"runs/{segment(run.run_id)}/wait",
         run=run,
-        decode=wait_decoder(run, values_type),
+        decode=wait_decoder(values_type),
     )
 
 

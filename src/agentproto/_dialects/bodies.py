@@ -21,7 +21,7 @@ from .._events import (
 from .._json import parse_json, to_json
 from .._models import FAILED, Run, RunRef, RunWaitResponse
 from .._shapes import as_list, as_object
-from . import Answer, run_named_by
+from . import Answer
 
 T = TypeVar("T")
 J = TypeVar("J")
@@ -61,19 +61,19 @@ def bare(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def wait_decoder(
-    run: RunRef | None, values_type: type[T] | None, reshape: Reshape = triple
+    values_type: type[T] | None, reshape: Reshape = triple
 ) -> Callable[[Answer], RunWaitResponse[T]]:
-    """Reads the output of a run, which may be that of the call."""
+    """Reads the output of a run."""
     adapter = None if values_type is None else values_adapter(values_type)
-    return partial(_wait_response, run=run, adapter=adapter, reshape=reshape)
+    return partial(_wait_response, adapter=adapter, reshape=reshape)
 
 
 def _wait_response(
-    answer: Answer, *, run: RunRef | None, adapter: TypeAdapter[T] | None, reshape: Reshape
+    answer: Answer, *, adapter: TypeAdapter[T] | None, reshape: Reshape
 ) -> RunWaitResponse[T]:
     data = reshape(_json_in(answer, as_object, _OUTPUT))
     try:
-        return _response_from(answer, data, run_named_by(answer.headers) or run, adapter)
+        return _response_from(answer, data, adapter)
     except ValidationError as exc:
         raise _unusable(answer, _OUTPUT, first_problem(exc)) from exc
 
@@ -88,11 +88,11 @@ def as_it_is(data: dict[str, Any]) -> dict[str, Any]:
     return data
 
 
-def run_in(answer: Answer, *, ref: RunRef | None, reshape: Reshape = as_it_is) -> Run:
-    """Reads a run, which may be that of the call."""
+def run_in(answer: Answer, *, reshape: Reshape = as_it_is) -> Run:
+    """Reads a run."""
     data = reshape(_json_in(answer, as_object, _A_RUN))
     try:
-        return _run_from(data, run_named_by(answer.headers) or ref)
+        return _run_from(data, answer.run)
     except ValidationError as exc:
         raise _unusable(answer, _A_RUN, first_problem(exc)) from exc
 
@@ -142,9 +142,9 @@ def _unusable(answer: Answer, expected: str, problem: str) -> ProtocolError:
 
 
 def _response_from(
-    answer: Answer, data: dict[str, Any], ref: RunRef | None, adapter: TypeAdapter[T] | None
+    answer: Answer, data: dict[str, Any], adapter: TypeAdapter[T] | None
 ) -> RunWaitResponse[T]:
-    run = _run_from(data.get("run"), ref)
+    run = _run_from(data.get("run"), answer.run)
     state, interrupts = take_interrupts(data.get("values"))
     pending = [*interrupts, *interrupts_in(data.get("interrupts") or [])]
     known: dict[str, Any] = {

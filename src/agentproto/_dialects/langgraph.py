@@ -102,7 +102,7 @@ def create_run(run_create: RunCreate, extra_body: Mapping[str, Any]) -> Operatio
         path=_runs(run_create.thread_id),
         content=content_of(_create_fields(run_create, extra_body), extra_body),
         thread_id=run_create.thread_id,
-        decode=partial(run_in, ref=None, reshape=_run_of_schema),
+        decode=partial(run_in, reshape=_run_of_schema),
     )
 
 
@@ -113,7 +113,7 @@ def get_run(run: RunRef) -> Operation[Run]:
         is_idempotent=True,
         path=_path(run),
         run=run,
-        decode=partial(run_in, ref=run, reshape=_run_of_schema),
+        decode=partial(run_in, reshape=_run_of_schema),
     )
 
 
@@ -149,7 +149,7 @@ def wait_run(run: RunRef, values_type: type[T] | None) -> Operation[RunWaitRespo
         is_idempotent=True,
         path=f"{_path(run)}/join",
         run=run,
-        decode=wait_decoder(run, values_type, _output_of_schema),
+        decode=wait_decoder(values_type, _output_of_schema),
         shows_interrupts=False,  # LangGraph.js leaves them out
         follow_up=_follow_up(values_type),
     )
@@ -221,7 +221,7 @@ def _wait(
         content=content_of(fields, extra_body),
         thread_id=thread_id,
         continues=body.get("on_disconnect") == "continue",
-        decode=wait_decoder(None, values_type, _output_of_schema),
+        decode=wait_decoder(values_type, _output_of_schema),
         shows_interrupts=_shows_interrupts(body.get("stream_mode")),
         follow_up=_follow_up(values_type),
     )
