@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Protocol
 
-from agentproto import AsyncRunsClient, RunsClient
+from agentproto import AsyncRunsClient, RunsClient, _io
 
 
 class Flavour(Protocol):
@@ -100,3 +100,13 @@ class Blocking:
             yield stream
         finally:
             await asyncio.to_thread(stream.close)
+
+
+@contextmanager
+def in_child() -> Iterator[None]:
+    """As if this process were the child of the one that was here before."""
+    _io.forks.append(None)
+    try:
+        yield
+    finally:
+        _io.forks.pop()

@@ -17,12 +17,13 @@ import httpx
 import pytest
 import trustme
 
-from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout, _io
+from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout
 from agentproto._blocking import drive
-from agentproto._io import BlockingIO, Stop, WireRequest
+from agentproto._io import Stop, WireRequest
+from agentproto._io.blocking import BlockingIO
 from agentproto.testing import AgentRun, RunsServer, Values
 
-from .both import Async, Flavour
+from .both import Async, Flavour, in_child
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
 from .interruptible import interruptible
 from .raw_server import BOUND, Connection, Script, answer, events, head, json_answer, raw_server
@@ -75,14 +76,13 @@ async def test_closing_the_client_ends_a_call_that_waits(
 
 
 async def test_child_of_a_fork_leaves_the_streams_of_its_parent(
-    flavour: Flavour, monkeypatch: pytest.MonkeyPatch
+    flavour: Flavour,
 ) -> None:
     """What a child closes or collects must not shut down a socket that its parent reads."""
     with raw_server(events(META, END)) as server:
         client = flavour.client(server.url)
         async with flavour.entered(client.create_and_stream_run()) as stream:
-            with monkeypatch.context() as in_child:
-                in_child.setattr(_io, "_forks", [None])
+            with in_child():
                 await flavour.close(client)
                 stream.core.abandon()
             client._session.io.is_closed = False  # in the parent, whose memory is its own
@@ -350,16 +350,13 @@ def test_connections_of_event_loops_that_are_gone_are_let_go(transport: Any) -> 
     assert pools == 1
 
 
-async def test_async_client_makes_connections_anew_behind_a_fork(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+async def test_async_client_makes_connections_anew_behind_a_fork() -> None:
     """Two processes on one inherited connection read each other's answers."""
     with raw_server(json_answer('{"run_id": "r1"}')) as server:
         async with AsyncRunsClient(server.url) as client:
             await client.get_run("r1")
             inherited = list(client._session.io._clients.values())  # type: ignore[attr-defined]
-            with monkeypatch.context() as in_child:
-                in_child.setattr(_io, "_forks", [None])
+            with in_child():
                 assert (await client.get_run("r1")).run_id == "r1"
                 await client.aclose()
             assert not inherited[0].is_closed

@@ -281,7 +281,7 @@ def failed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
         failed.set()
         return 0.999
 
-    monkeypatch.setattr("agentproto._io._ClientIO.chance", chance)
+    monkeypatch.setattr("agentproto._io.clients.ClientIO.chance", chance)
     return failed
 
 

@@ -30,7 +30,9 @@ from ._client import (
     as_httpx_sse,
     call_settings,
 )
-from ._io import AuthTypes, blocking_io, checked_auth, headers_of
+from ._io import AuthTypes
+from ._io.blocking import blocking_io
+from ._io.clients import checked_auth, headers_of
 from ._models import (
     Run,
     RunCreate,

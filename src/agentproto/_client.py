@@ -27,7 +27,8 @@ from pydantic import BaseModel, ValidationError
 
 from ._dialects import Dialect
 from ._events import first_problem
-from ._io import AuthTypes, async_io, checked_auth, headers_of
+from ._io import AuthTypes
+from ._io.clients import checked_auth, headers_of
 from ._models import (
     Command,
     Interrupt,
@@ -868,6 +869,8 @@ class AsyncRunsClient(RunCalls):
         transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
+        from ._io.asynchronous import async_io  # who only drives the blocking port needs no anyio
+
         url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(

@@ -24,7 +24,8 @@ from ._errors import (
     run_failed,
 )
 from ._events import merged_interrupts
-from ._io import IO, Exchange, Stop, WireRequest, redirected
+from ._io import IO, Exchange, Stop, WireRequest
+from ._io.failures import redirected
 from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse, told_ref
 from ._retry import RetryPolicy, seconds_until_retry
 from ._settings import Timeout

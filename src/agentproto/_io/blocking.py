@@ -1,0 +1,150 @@
+"""The port over `httpx.Client`."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, cast
+from weakref import ref
+
+import httpx
+
+from . import AuthTypes, Exchange, WireRequest, forks, shut_down
+from .clients import (
+    LIMITS,
+    ClientIO,
+    Hooks,
+    check_headers,
+    check_kind,
+    check_not_both,
+    connection_made,
+    refuse_redirect,
+)
+from .failures import TRANSPORT_ERRORS, check_deadline, look_for_redirect, tellable
+
+
+class _BlockingExchange(Exchange):
+    def __init__(
+        self, owner: ClientIO[Any], request: WireRequest, response: httpx.Response
+    ) -> None:
+        super().__init__(owner, request, response)
+        self._io = owner
+        self._body: Iterator[bytes] | None = None
+
+    async def _receive(self) -> bytes:
+        body = self._body or self._open_body()
+        if self.request.deadline is not None:
+            check_deadline(self.request)
+        try:
+            for piece in body:
+                if piece:
+                    return piece
+        except TRANSPORT_ERRORS as exc:
+            raise self._io.error(exc, self.request) from exc
+        return self._end()
+
+    def _open_body(self) -> Iterator[bytes]:
+        was_read = self.response.is_stream_consumed
+        raw = self.response.iter_bytes() if was_read else self.response.stream
+        self._body = iter(cast("Iterable[bytes]", raw))
+        return self._body
+
+    def hurry(self, seconds: float) -> None:
+        # A read that begins just within the time may take as long again.
+        super().hurry(seconds / 2)
+
+    async def release(self) -> None:
+        self._forget()
+        self.response.close()
+
+
+class BlockingIO(ClientIO[httpx.Client]):
+    """The port over `httpx.Client`: the coroutines of this class never suspend."""
+
+    def __init__(
+        self, make: Callable[[], httpx.Client], auth: AuthTypes | None, *, is_ours: bool
+    ) -> None:
+        super().__init__(make, auth, is_ours=is_ours)
+        self._client: httpx.Client | None = None
+        # Weak, yet without callbacks: collected just then, one would swallow a KeyboardInterrupt.
+        self._connections: list[ref[Any]] = []
+
+    def _get_client(self) -> httpx.Client | None:
+        return self._client
+
+    def _set_client(self, client: httpx.Client | None) -> None:
+        self._client = client
+
+    def _meet_fork(self) -> None:
+        super()._meet_fork()
+        self._connections = []
+
+    async def send(self, request: WireRequest) -> Exchange:
+        client = self._ready_client()
+        await self.release_dropped()
+        check_deadline(request)
+        built: httpx.Request | None = None
+
+        def trace(name: str, info: Mapping[str, Any]) -> None:
+            if name.endswith(".complete"):
+                if self._is_ours:
+                    self._note_connection(name, info)
+                look_for_redirect(name, info, request)
+
+        try:
+            built = self._build(client, request)
+            built.extensions["trace"] = trace
+            with self._waiting(request):
+                response = client.send(built, **self._send_options())
+        except TRANSPORT_ERRORS as exc:
+            raise self.error(exc, request, built) from tellable(exc)
+        return _BlockingExchange(self, request, response)
+
+    def _note_connection(self, name: str, info: Mapping[str, Any]) -> None:
+        # Which connection a request waits on, httpx tells only with the answer.
+        made = connection_made(name, info)
+        if made is not None:
+            with self._making:
+                alive = [known for known in self._connections if known() is not None]
+                self._connections = [*alive, ref(made)]
+            if self.is_closed:
+                shut_down(made)
+
+    async def sleep(self, seconds: float, request: WireRequest) -> None:
+        until = math.inf if request.deadline is None else request.deadline
+        with self._waiting(request):
+            request.stop.wait(max(0.0, min(seconds, until - time.monotonic())))
+        self.check_not_stopped(request.stop)
+        check_deadline(request)
+
+    async def close(self) -> None:
+        self.is_closed = True
+        if self._forks != len(forks):
+            return
+        self._stop_all()
+        for known in self._connections:
+            shut_down(known())
+        if self._is_ours and self._client is not None:
+            self._client.close()
+
+
+def blocking_io(
+    transport: httpx.BaseTransport | str | None,
+    http_client: httpx.Client | None,
+    auth: AuthTypes | None,
+) -> BlockingIO:
+    """A port over a client of our own, or over the caller's."""
+    if isinstance(transport, str):
+        raise TypeError("transport='aiohttp' is for AsyncRunsClient: aiohttp needs an event loop")
+    check_kind("transport", transport, httpx.BaseTransport)
+    check_kind("http_client", http_client, httpx.Client)
+    if http_client is not None:
+        check_not_both(transport)
+        return BlockingIO(lambda: http_client, auth, is_ours=False)
+    hooks: Hooks = {"request": [check_headers], "response": [refuse_redirect]}
+    return BlockingIO(
+        lambda: httpx.Client(transport=transport, limits=LIMITS, event_hooks=hooks),
+        auth,
+        is_ours=True,
+    )

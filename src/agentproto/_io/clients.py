@@ -1,0 +1,235 @@
+"""What both sides of the port share."""
+
+from __future__ import annotations
+
+import random
+import re
+import threading
+import time
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, Generic, TypeAlias, TypeVar
+
+import httpx
+
+from .._errors import TransportError
+from .._settings import Timeout
+from . import STREAM_CLOSED, AuthTypes, Exchange, Stop, WireRequest, abandoned, forks, members
+from .failures import is_of, redirected, retold, translated
+
+C = TypeVar("C", httpx.AsyncClient, httpx.Client)
+Hooks: TypeAlias = dict[str, list[Callable[..., Any]]]
+
+
+class ClientIO(ABC, Generic[C]):
+    """What both ports share: a client of our own, or the caller's."""
+
+    is_closed: bool
+
+    def __init__(self, make: Callable[[], C], auth: AuthTypes | None, *, is_ours: bool) -> None:
+        self._make: Callable[[], C] = make
+        self._auth = auth
+        self._is_ours = is_ours
+        self._forks = len(forks)
+        self._making = threading.Lock()
+        self.is_closed = False
+        # Held until they are released: collected, they would lock as in `Exchange.drop`.
+        self.exchanges: set[Exchange] = set()
+        self.dropped: deque[Exchange] = deque()
+        self._stops: set[Stop] = set()
+
+    @abstractmethod
+    def _get_client(self) -> C | None: ...
+    @abstractmethod
+    def _set_client(self, client: C | None) -> None: ...
+
+    def error(
+        self, exc: Exception, request: WireRequest, built: httpx.Request | None = None
+    ) -> Exception:
+        """What is raised for a failure of httpx, which `built` it may have been that failed."""
+        if self.is_closed:
+            return self.closed()
+        error = translated(retold(exc), request)
+        if isinstance(error, TransportError) and built is not None and not is_of(exc, built):
+            # Of a request that a hook or auth made meanwhile: ours may have been answered.
+            error.was_sent = True
+        return error
+
+    async def release_dropped(self) -> None:
+        """Release what was dropped since the last time."""
+        while self.dropped:
+            with suppress(Exception):
+                await self.dropped.popleft().release()
+
+    @contextmanager
+    def _waiting(self, request: WireRequest) -> Generator[None]:
+        """Let the wait in here be ended by whoever closes the client."""
+        self._stops.add(request.stop)
+        try:
+            self.check_not_stopped(request.stop)
+            yield
+        finally:
+            self._stops.discard(request.stop)
+
+    def _stop_all(self) -> None:
+        """End what waits, and every stream, from any thread."""
+        for stop in members(self._stops):
+            stop.set()
+        for exchange in members(self.exchanges):
+            exchange.request.stop.set()
+            exchange.wake()
+
+    def closed(self) -> RuntimeError:
+        """What ends a call whose client is closed meanwhile."""
+        return RuntimeError("the client was closed while a call was waiting for its answer")
+
+    def check_not_stopped(self, stop: Stop) -> None:
+        """Refuse to go on with what was closed.
+
+        Raises:
+            RuntimeError: if the client was closed, or the stream whose stop this is.
+        """
+        if self.is_closed:
+            raise self.closed()
+        if stop.is_set:
+            raise RuntimeError(STREAM_CLOSED)
+
+    def deadline(self, timeout: Timeout) -> float | None:
+        """When the total limit of a call that begins now runs out, by the port's clock."""
+        return None if timeout.total is None else time.monotonic() + timeout.total
+
+    def chance(self) -> float:
+        """A number in [0, 1)."""
+        return random.random()  # noqa: S311  # jitter is no secret
+
+    def now(self) -> float:
+        """Seconds since the epoch."""
+        return time.time()
+
+    def _ready_client(self) -> C:
+        if self.is_closed:
+            raise RuntimeError("this client is closed; make a new one")
+        if self._forks != len(forks):
+            self._meet_fork()
+        with self._making:
+            client = self._get_client()
+            if client is None:
+                client = self._make()
+                self._set_client(client)
+        return client
+
+    def _meet_fork(self) -> None:
+        # Two processes on one inherited connection read each other's answers.
+        if not self._is_ours:
+            raise RuntimeError(
+                "this client was made before a fork with http_client=; "
+                "make a new client in the child process"
+            )
+        abandoned.append((self._get_client(), *self.exchanges))
+        self._set_client(None)
+        self._forks, self._making = len(forks), threading.Lock()
+        self.exchanges, self.dropped, self._stops = set(), deque(), set()
+
+    def _build(self, client: C, request: WireRequest) -> httpx.Request:
+        limits = _limits_left(request)
+        return client.build_request(
+            request.method,
+            request.url,
+            headers=[(name.encode(), _as_bytes(v)) for name, v in request.headers.items()],
+            content=request.content,
+            timeout=httpx.Timeout(
+                connect=limits.connect,
+                read=limits.idle,
+                write=limits.idle,
+                pool=limits.connect,
+            ),
+        )
+
+    def _send_options(self) -> dict[str, Any]:
+        options: dict[str, Any] = {"stream": True, "follow_redirects": False}
+        return options if self._auth is None else {**options, "auth": self._auth}
+
+
+def _limits_left(request: WireRequest) -> Timeout:
+    """The limits as httpx shall have them: nothing of a call may outlast the whole."""
+    if request.deadline is None:
+        return request.timeout
+    left = max(0.001, request.deadline - time.monotonic())
+    connect, idle = request.timeout.connect, request.timeout.idle
+    return Timeout(
+        connect=left if connect is None else min(connect, left),
+        idle=left if idle is None else min(idle, left),
+    )
+
+
+def _as_bytes(value: str | bytes) -> bytes:
+    return value.encode() if isinstance(value, str) else value
+
+
+def connection_made(name: str, info: Mapping[str, Any]) -> Any:
+    is_made = name.endswith(("connect_tcp.complete", "start_tls.complete"))
+    return info["return_value"] if is_made else None
+
+
+def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
+    """What httpx takes as `auth`. No message shows it.
+
+    Raises:
+        TypeError: for anything else.
+    """
+    match auth:
+        case None | httpx.Auth() | (str() | bytes(), str() | bytes()):
+            return auth
+        case _ if callable(auth):
+            return auth
+        case _:
+            raise TypeError(
+                "auth: expected a pair of user and password, an httpx.Auth or a callable, "
+                f"got {type(auth).__name__}"
+            )
+
+
+def headers_of(http_client: httpx.AsyncClient | httpx.Client | None) -> Mapping[str, str]:
+    """Headers that the caller's own client adds, less what httpx puts there by itself."""
+    if http_client is None:
+        return {}
+    agent = http_client.headers.get("user-agent", "python-httpx")
+    return {} if agent.startswith("python-httpx") else {"user-agent": agent}
+
+
+_HEADER_VALUE = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
+
+
+def check_headers(request: httpx.Request) -> None:
+    # What `auth` put in: h11 would refuse it too, and tell it in a log.
+    for name, value in request.headers.raw:
+        if not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(
+                f"auth: the value of {name.decode('latin-1')!r} has characters HTTP does not allow"
+            )
+
+
+def refuse_redirect(response: httpx.Response) -> None:
+    # As `look_for_redirect`, for transports of the caller's that tell no trace.
+    if response.has_redirect_location:
+        asked = f"{response.request.method} {response.request.url.path}"
+        error = redirected(asked, response.status_code, response.headers["location"])
+        error.about(status_code=response.status_code, headers=response.headers)
+        raise error
+
+
+def check_kind(name: str, value: object, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{name}: expected httpx.{kind.__name__}, got {type(value).__name__}")
+
+
+def check_not_both(transport: object) -> None:
+    if transport is not None:
+        raise TypeError("transport and http_client: give one of them; the client has a transport")
+
+
+# No cap on connections: every open stream holds one, and with a cap of 100 the next stream fails.
+# Servers close idle connections after 5 s, and a POST that meets a closed one is not repeated.
+LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=3.0)
