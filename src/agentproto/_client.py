@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -782,6 +781,8 @@ def _check_names(model: type[BaseModel], fields: Mapping[str, Any]) -> None:
     for name in fields.keys() - known:
         if model is RunUpdate and name in Command.model_fields:
             raise TypeError(f"{name!r} is part of the command: command=Command({name}=...)")
+        import difflib  # only a mistake needs it
+
         close = difflib.get_close_matches(name, {*known, *_OPTIONS, "values_type"} - {name}, 1)
         if name in ("run_create", "run_update", "run"):
             meant = "give it as it is, without its name"
