@@ -103,7 +103,7 @@ class Blocking:
 
 
 @contextmanager
-def in_child() -> Iterator[None]:
+def as_forked() -> Iterator[None]:
     """As if this process were the child of the one that was here before."""
     _io.forks.append(None)
     try:

@@ -23,7 +23,7 @@ from agentproto import (
 )
 from agentproto._aiohttp import as_httpx
 
-from .both import Flavour, in_child
+from .both import Flavour, as_forked
 from .faults import SOON, bad_chunk, breaking, reset
 from .raw_server import BOUND, Connection, RawServer, chunk, events, head, json_answer, raw_server
 
@@ -176,7 +176,7 @@ async def test_close_in_a_child_leaves_the_stream_of_the_parent() -> None:
         async with AsyncRunsClient(server.url, transport="aiohttp") as client:
             stream = client.create_and_stream_run()
             await anext(stream)
-            with in_child():
+            with as_forked():
                 await stream.core.exchange.release()  # type: ignore[union-attr]
             assert not server.closed.is_set()
             await stream.aclose()

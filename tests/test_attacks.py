@@ -958,6 +958,19 @@ async def test_hostile_ids_in_a_body_reach_no_url(
     assert follow_ups <= {"/runs/r1"}
 
 
+@pytest.mark.parametrize(
+    "told",
+    [{"run_id": "", "thread_id": ""}, {"run_id": "", "thread_id": "t1"}, {"run_id": "r1"}],
+)
+async def test_empty_id_is_none(flavour: Flavour, told: dict[str, str]) -> None:
+    """A run that was asked for by its id is named by it."""
+    with raw_server(json_answer(json.dumps({**told, "status": "success"}))) as server:
+        client = flavour.client(server.url)
+        run = await flavour.call(client.get_run, RunRef("r1", "t1"))
+        assert (run.run_id, run.thread_id) == ("r1", "t1")
+        await flavour.close(client)
+
+
 async def test_cancelled_run_is_no_result_behind_raw_blocks(flavour: Flavour) -> None:
     """FAULTS 5, LangGraph: final() raises, also where nothing was decoded before."""
 

@@ -17,10 +17,10 @@ from agentproto import (
     BlockingRunStream,
     RunsClient,
     RunStream,
-    _io,
 )
 from agentproto._blocking import drive
 
+from .both import as_forked
 from .raw_server import BOUND, events, json_answer, raw_server
 
 DONE = '{"run":{"run_id":"r1","status":"success"},"values":{"n":1}}'
@@ -163,36 +163,34 @@ def _pool_of(client: RunsClient) -> httpx.Client:
     return pool
 
 
-def test_fork_is_met_by_a_client_in_the_process_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fork_is_met_by_a_client_in_the_process_itself() -> None:
     """The same decisions, made where they can be measured: the process id changes."""
     with raw_server(json_answer(DONE)) as server, httpx.Client() as own:
         ours, theirs = RunsClient(server.url), RunsClient(server.url, http_client=own)
         ours.create_and_wait_run()
         before = _pool_of(ours)
-        monkeypatch.setattr(_io, "_forks", [None])
-        ours.create_and_wait_run()
-        with pytest.raises(RuntimeError, match="before a fork"):
-            theirs.create_and_wait_run()
-        ours.close()
-        monkeypatch.undo()
+        with as_forked():
+            ours.create_and_wait_run()
+            with pytest.raises(RuntimeError, match="before a fork"):
+                theirs.create_and_wait_run()
+            ours.close()
         assert not before.is_closed
         before.close()
 
 
-def test_close_in_a_child_leaves_the_pool_of_the_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_in_a_child_leaves_the_pool_of_the_parent() -> None:
     """Closing would shut down TLS sessions that the parent uses."""
     with raw_server(json_answer(DONE)) as server:
         client = RunsClient(server.url)
         client.create_and_wait_run()
         pool = _pool_of(client)
-        monkeypatch.setattr(_io, "_forks", [None])
-        client.close()
-        monkeypatch.undo()
+        with as_forked():
+            client.close()
         assert not pool.is_closed
         pool.close()
 
 
-def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_notices_the_fork_itself() -> None:
     """A stream belongs to the process that opened it."""
     held = events(VALUES, hold=True)
     with (
@@ -201,10 +199,8 @@ def test_stream_notices_the_fork_itself(monkeypatch: pytest.MonkeyPatch) -> None
         client.create_and_stream_run() as stream,
     ):
         next(stream)
-        monkeypatch.setattr(_io, "_forks", [None])
-        with pytest.raises(RuntimeError, match="opened before a fork"):
+        with as_forked(), pytest.raises(RuntimeError, match="opened before a fork"):
             next(stream)
-        monkeypatch.undo()
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["ours", "the caller's"])

@@ -357,6 +357,20 @@ def test_piece_of_text_adds_up_to_what_a_whole_message_does(sent: list[dict[str,
         assert (event.metadata, event.messages) == ({"node": "n"}, event.messages)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [[1, 1, True], [{"n": 1}, {"n": 1}, {"n": 1.0}], [["a"], ["a"], ["a"]], ["a", "a", "b"]],
+)
+def test_last_piece_tells_what_is_beside_the_text(values: list[Any]) -> None:
+    """Seen: what is equal in Python passed for the same, where JSON has another."""
+    sent = [{"type": "ai", "id": "m", "content": "a", "v": value} for value in values]
+    _, transcript = said(*[sse("messages", [piece, {}]) for piece in sent])
+    (whole,) = transcript.messages
+    last = [v for value in values for v in value] if isinstance(values[-1], list) else values[-1]
+    assert repr((whole.model_extra or {})["v"]) == repr(last)
+    assert whole.text == "aaa"
+
+
 @pytest.mark.parametrize("role", [[], {}, 0, False, 5])
 def test_role_that_is_none_is_told_at_once(role: object) -> None:
     """Seen: beside a type, an empty one passed."""

@@ -27,6 +27,7 @@ from pydantic import BaseModel, ValidationError
 from ._dialects import Dialect
 from ._events import first_problem
 from ._io import AuthTypes
+from ._io.asynchronous import async_io
 from ._io.clients import checked_auth, headers_of
 from ._models import (
     Command,
@@ -870,8 +871,6 @@ class AsyncRunsClient(RunCalls):
         transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        from ._io.asynchronous import async_io  # who only drives the blocking port needs no anyio
-
         url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(

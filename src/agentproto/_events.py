@@ -370,6 +370,14 @@ def _interrupts_of_end(data: Any) -> tuple[Interrupt, ...]:
     return () if found is None else interrupts_in(found)
 
 
+def _is_said_once(value: Any) -> bool:
+    """Whether a second one that is equal adds nothing; 1, 1.0 and true are equal, lists add up."""
+    inner = as_object(value)
+    if inner is not None:
+        return all(item is None or isinstance(item, str) for item in inner.values())
+    return not value or isinstance(value, str)
+
+
 class _Growing:
     """A message that comes in pieces; its text is written once, however many pieces it has."""
 
@@ -404,7 +412,7 @@ class _Growing:
             message = message_from(piece)
             self.append(message)
             self._is_said = message.role == "assistant"
-            if not self._blocks and not any(map(as_list, rest.values())):
+            if not self._blocks and all(map(_is_said_once, rest.values())):
                 self._rest = rest
         return text if self._is_said else ""
 
