@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 @contextmanager
@@ -28,3 +30,16 @@ def interruptible(command: list[str]) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+def wait_until_asleep(process: subprocess.Popen[str], seconds: float) -> None:
+    """Until the system call that waits has begun.
+
+    Between Python's last look for a signal and that call, one is met only when it returns: with a
+    plain socket, too.
+    """
+    stat = Path(f"/proc/{process.pid}/stat")
+    until = time.monotonic() + seconds
+    while stat.exists() and stat.read_text().rpartition(")")[2].split()[0] != "S":
+        assert time.monotonic() < until
+        time.sleep(0.001)

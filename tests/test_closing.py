@@ -8,7 +8,6 @@ import signal
 import socket
 import ssl
 import sys
-import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
@@ -26,7 +25,7 @@ from agentproto.testing import AgentRun, RunsServer, Values
 
 from .both import Async, Flavour, as_forked
 from .faults import IDS, SOON, breaking, full_backlog, good, reset
-from .interruptible import interruptible
+from .interruptible import interruptible, wait_until_asleep
 from .raw_server import BOUND, Connection, Script, answer, events, head, json_answer, raw_server
 
 META = b'event: metadata\ndata: {"run_id":"r1"}\nid: 1\n\n'
@@ -76,9 +75,7 @@ async def test_closing_the_client_ends_a_call_that_waits(
     assert len(server.requests) == 1
 
 
-async def test_child_of_a_fork_leaves_the_streams_of_its_parent(
-    flavour: Flavour,
-) -> None:
+async def test_child_of_a_fork_leaves_the_streams_of_its_parent(flavour: Flavour) -> None:
     """What a child closes or collects must not shut down a socket that its parent reads."""
     with raw_server(events(META, END)) as server:
         client = flavour.client(server.url)
@@ -191,7 +188,6 @@ LEFT_BY = {
 }
 SYNC_PROGRAM = """
 import sys
-import time
 from agentproto import RunsClient
 client = RunsClient(sys.argv[1])
 print("ready", flush=True)
@@ -242,9 +238,7 @@ def test_ctrl_c_closes_the_connection_of_a_process_that_lives_on(
             assert server.asked.wait(BOUND)
             if "for event" in program or "next" in program:
                 assert process.stdout.readline() == "1\n"
-            # Between Python's last look for a signal and the system call that waits, one is only
-            # met when that returns: one time in fifty there, with a plain socket, too.
-            time.sleep(0.2)
+            wait_until_asleep(process, BOUND)
             process.send_signal(signal.SIGINT)
             assert server.all_closed.wait(SOON)
             out, err = process.communicate("", timeout=BOUND)

@@ -36,6 +36,13 @@ def _id_of(event: ServerSentEvent) -> str | None:
     return own_id if len(own_id) <= _LONG else _short(own_id)
 
 
+def _remember(event_id: str, ids: OrderedDict[str, None]) -> None:
+    # A plain dict looks for its first key behind all those that were deleted.
+    ids[event_id] = None
+    if len(ids) > WINDOW:
+        ids.popitem(last=False)
+
+
 class RunCursor:
     """Watches events go by. Ids are opaque; order is arrival.
 
@@ -49,7 +56,6 @@ class RunCursor:
     def __init__(self, last_event_id: str | None = None, *, begins_run: bool = True) -> None:
         self.last_event_id = last_event_id
         self._begins_run = begins_run
-        # A dict looks for its first key behind all those that were deleted.
         self._seen: OrderedDict[str, None] = OrderedDict()
         if last_event_id is not None:
             self._seen[_short(last_event_id)] = None
@@ -64,7 +70,7 @@ class RunCursor:
         self._held: list[ServerSentEvent] = []
         self._held_bytes = 0
         self._has_skipped_some = False
-        self._joints: dict[str, None] = {}
+        self._joints: OrderedDict[str, None] = OrderedDict()
         self.is_doubtful = False
 
     def take_in(self, events: list[ServerSentEvent]) -> Iterable[ServerSentEvent]:
@@ -113,9 +119,7 @@ class RunCursor:
         self._held.clear()
         if self.last_event_id is not None:
             # Where a replay pushes what was there out of the window, this still tells of it.
-            self._joints[_short(self.last_event_id)] = None
-            if len(self._joints) > WINDOW:
-                del self._joints[next(iter(self._joints))]
+            _remember(_short(self.last_event_id), self._joints)
 
     def check_is_whole(self) -> None:
         """The connection ended, and in order.
@@ -199,7 +203,5 @@ class RunCursor:
         if event_id in seen and self._before_join is None and event_id != self._asked:
             self._repeats_ids = True
         self.last_event_id = event.own_id
-        seen[event_id] = None
-        if len(seen) > WINDOW:
-            seen.popitem(last=False)
+        _remember(event_id, seen)
         return True

@@ -123,8 +123,8 @@ class SSEDecoder:
             if end < 0 and own_id is None:
                 # Its data goes on in the next chunk.
                 self._is_between_blocks = False
-                self._event, self._long = head[len(_EVENT) : -len(_DATA) - 1], BytesIO()
-                at = self._go_on_with_long(self._long, chunk, begin, end, events)
+                self._event = head[len(_EVENT) : -len(_DATA) - 1]
+                at = self._go_on_with_long(chunk, begin, end, events)
                 break
             if end < 0 or end - begin > most:
                 break
@@ -173,13 +173,12 @@ class SSEDecoder:
         """Take one line, or the beginning of one; where the next begins."""
         end = chunk.find(b"\n", at)
         if self._long is not None:
-            return self._go_on_with_long(self._long, chunk, at, end, events)
+            return self._go_on_with_long(chunk, at, end, events)
         if end < 0:
             self._is_between_blocks = False
             is_first_data = not self._line and self._data is None and not self._at_start
             if is_first_data and chunk.startswith(_DATA, at):
-                self._long = BytesIO()
-                return self._go_on_with_long(self._long, chunk, at + len(_DATA), end, events)
+                return self._go_on_with_long(chunk, at + len(_DATA), end, events)
             self._line += chunk[at:]
             of_no_line = len(_BOM) if self._at_start and self._line.startswith(_BOM) else 0
             if len(self._line) - of_no_line > self._most_of_line:
@@ -212,8 +211,9 @@ class SSEDecoder:
         return at + 1
 
     def _go_on_with_long(
-        self, long: BytesIO, chunk: bytes, at: int, end: int, events: list[ServerSentEvent]
+        self, chunk: bytes, at: int, end: int, events: list[ServerSentEvent]
     ) -> int:
+        long = self._long = self._long or BytesIO()
         # Its buffer becomes the data as it is: of a large event there is never a second copy.
         long.write(chunk[at:] if end < 0 else chunk[at:end])
         if long.tell() > self._most:

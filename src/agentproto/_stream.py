@@ -182,7 +182,7 @@ class EventStream(Generic[T]):
         """
         if self._busy:
             raise RuntimeError("two tasks use one stream at once; give each its own")
-        if self.ended is not None and self._failure is None and self.ended in {"closed", "cut"}:
+        if self._failure is None and self.ended in {"closed", "cut"}:
             raise RuntimeError(STREAM_CLOSED)
         self._busy = True
         try:

@@ -79,6 +79,7 @@ class Stop:
 
 
 def running_loop() -> AbstractEventLoop | None:
+    """The event loop of asyncio that runs here, if one does."""
     asyncio = sys.modules.get("asyncio")  # whoever runs one has imported it, which takes a while
     try:
         return None if asyncio is None else cast("AbstractEventLoop", asyncio.get_running_loop())
@@ -108,6 +109,7 @@ class Owner(Protocol):
     dropped: deque[Exchange]
 
     def closed(self) -> RuntimeError: ...
+    def error(self, exc: Exception, request: WireRequest) -> Exception: ...
 
 
 class Exchange(ABC):
@@ -203,6 +205,7 @@ class Exchange(ABC):
 
 
 def shut_down(stream: Any) -> None:
+    """Let both ends of a network stream know at once that it is over."""
     connection = None if stream is None else stream.get_extra_info("socket")
     if connection is not None:
         with suppress(OSError):
@@ -225,8 +228,8 @@ STREAM_CLOSED = "this stream is closed; start another to go on"
 
 
 def members(of: Iterable[T]) -> list[T]:
+    """What is in there, though another thread may add to it meanwhile."""
     while True:
-        # Another thread may add one meanwhile.
         with suppress(RuntimeError):
             return list(of)
 

@@ -18,9 +18,9 @@ from .clients import (
     LIMITS,
     ClientIO,
     Hooks,
+    check_client,
     check_headers,
     check_kind,
-    check_not_both,
     connection_made,
     refuse_redirect,
 )
@@ -193,9 +193,8 @@ def async_io(
 ) -> AsyncIO:
     """A port over a client of our own, or over the caller's."""
     make_transport = _maker_of(transport)
-    check_kind("http_client", http_client, httpx.AsyncClient)
+    check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
-        check_not_both(transport)
         return AsyncIO(lambda: http_client, auth, is_ours=False)
     hooks: Hooks = {"request": [_check_headers_async], "response": [_refuse_redirect_async]}
     return AsyncIO(

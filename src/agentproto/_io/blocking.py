@@ -15,9 +15,9 @@ from .clients import (
     LIMITS,
     ClientIO,
     Hooks,
+    check_client,
     check_headers,
     check_kind,
-    check_not_both,
     connection_made,
     refuse_redirect,
 )
@@ -29,7 +29,6 @@ class _BlockingExchange(Exchange):
         self, owner: ClientIO[Any], request: WireRequest, response: httpx.Response
     ) -> None:
         super().__init__(owner, request, response)
-        self._io = owner
         self._body: Iterator[bytes] | None = None
 
     async def _receive(self) -> bytes:
@@ -41,7 +40,7 @@ class _BlockingExchange(Exchange):
                 if piece:
                     return piece
         except TRANSPORT_ERRORS as exc:
-            raise self._io.error(exc, self.request) from exc
+            raise self._owner.error(exc, self.request) from exc
         return self._end()
 
     def _open_body(self) -> Iterator[bytes]:
@@ -138,9 +137,8 @@ def blocking_io(
     if isinstance(transport, str):
         raise TypeError("transport='aiohttp' is for AsyncRunsClient: aiohttp needs an event loop")
     check_kind("transport", transport, httpx.BaseTransport)
-    check_kind("http_client", http_client, httpx.Client)
+    check_client(http_client, httpx.Client, transport)
     if http_client is not None:
-        check_not_both(transport)
         return BlockingIO(lambda: http_client, auth, is_ours=False)
     hooks: Hooks = {"request": [check_headers], "response": [refuse_redirect]}
     return BlockingIO(

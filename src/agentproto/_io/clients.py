@@ -169,6 +169,7 @@ def _as_bytes(value: str | bytes) -> bytes:
 
 
 def connection_made(name: str, info: Mapping[str, Any]) -> Any:
+    """The network stream that a step of httpcore has opened, if it has."""
     is_made = name.endswith(("connect_tcp.complete", "start_tls.complete"))
     return info["return_value"] if is_made else None
 
@@ -203,7 +204,7 @@ _HEADER_VALUE = re.compile(rb"(?:[^\x00\s]+(?:[ \t]+[^\x00\s]+)*)?")
 
 
 def check_headers(request: httpx.Request) -> None:
-    # What `auth` put in: h11 would refuse it too, and tell it in a log.
+    """Refuse what `auth` put in: h11 would, too, and tell it in a log."""
     for name, value in request.headers.raw:
         if not _HEADER_VALUE.fullmatch(value):
             raise ValueError(
@@ -212,7 +213,7 @@ def check_headers(request: httpx.Request) -> None:
 
 
 def refuse_redirect(response: httpx.Response) -> None:
-    # As `look_for_redirect`, for transports of the caller's that tell no trace.
+    """As `look_for_redirect`, for transports of the caller's that tell no trace."""
     if response.has_redirect_location:
         asked = f"{response.request.method} {response.request.url.path}"
         error = redirected(asked, response.status_code, response.headers["location"])
@@ -221,12 +222,15 @@ def refuse_redirect(response: httpx.Response) -> None:
 
 
 def check_kind(name: str, value: object, kind: type) -> None:
+    """Refuse what is none of httpx's."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{name}: expected httpx.{kind.__name__}, got {type(value).__name__}")
 
 
-def check_not_both(transport: object) -> None:
-    if transport is not None:
+def check_client(http_client: object, kind: type, transport: object) -> None:
+    """Refuse what is no client, and one that comes with a transport of ours."""
+    check_kind("http_client", http_client, kind)
+    if http_client is not None and transport is not None:
         raise TypeError("transport and http_client: give one of them; the client has a transport")
 
 

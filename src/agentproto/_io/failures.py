@@ -26,6 +26,7 @@ TRANSPORT_ERRORS = (
 
 
 def is_of_network(exc: BaseException) -> bool:
+    """Whether it tells of the network, and not of a mistake or of the caller's code."""
     return isinstance(exc, TRANSPORT_ERRORS) or _is_of_aiohttp(exc)
 
 
@@ -34,6 +35,7 @@ def _is_of_aiohttp(exc: BaseException) -> bool:
 
 
 def retold(exc: Exception) -> Exception:
+    """The error of httpx that says what one of aiohttp does, also where that is but the cause."""
     origin = exc if _is_of_aiohttp(exc) else exc.__cause__
     if origin is None or not _is_of_aiohttp(origin):
         return exc
@@ -57,6 +59,7 @@ _SAYS = {
 
 
 def ran_out(request: WireRequest, limit: str) -> RequestTimeoutError:
+    """The error for a limit of time, or for that of the whole where it ran out by then."""
     if request.deadline is not None and time.monotonic() >= request.deadline - _CLOCK_SLACK:
         limit = "total"
     field = "connect" if limit == "pool" else limit
@@ -80,6 +83,7 @@ def _body_of(response: httpx.Response) -> bytes:
 def translated(
     exc: Exception, request: WireRequest
 ) -> TransportError | StatusError | ProtocolError:
+    """The error of this library for one of httpx."""
     match exc:
         case httpx.ConnectTimeout():
             return ran_out(request, "connect")
@@ -115,11 +119,12 @@ def translated(
 
 
 def is_of(exc: Exception, built: httpx.Request) -> bool:
+    """Whether it is that request which failed, as far as the error tells."""
     return getattr(exc, "_request", built) in {built, None}
 
 
 def look_for_redirect(name: str, info: Mapping[str, Any], request: WireRequest) -> None:
-    # Before httpx does, who builds the next request at once, and trips over what is no URL.
+    """Refuse it before httpx builds the next request, and trips over what is no URL."""
     if not name.endswith("receive_response_headers.complete"):
         return
     told: tuple[Any, ...] = info["return_value"]
@@ -141,7 +146,7 @@ def redirected(asked: str, status: int, target: str) -> ProtocolError:
 
 
 def tellable(exc: Exception) -> Exception | None:
-    # h11 quotes header values, in the text of the cause, too; an error of aiohttp may hold them.
+    """The cause, unless it may show a header: h11 quotes them, errors of aiohttp hold them."""
     is_secret = isinstance(exc, httpx.LocalProtocolError) or _is_of_aiohttp(exc)
     return None if is_secret else exc
 
@@ -153,5 +158,6 @@ def _is_rejected_certificate(exc: BaseException | None) -> bool:
 
 
 def check_deadline(request: WireRequest) -> None:
+    """Refuse to go on when the time for the whole is over."""
     if request.deadline is not None and time.monotonic() >= request.deadline:
         raise ran_out(request, "total")
