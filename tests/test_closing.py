@@ -103,7 +103,7 @@ def test_connection_that_is_made_while_the_client_closes_is_shut_down() -> None:
     io = RunsClient("http://127.0.0.1:9")._session.io
     assert isinstance(io, BlockingIO)
     drive(io.close())
-    io._note_connection("connection.connect_tcp.complete", {"return_value": stream})
+    io._note_connection(stream)
     with ours, theirs:
         theirs.settimeout(BOUND)
         assert theirs.recv(1) == b""

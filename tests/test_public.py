@@ -72,7 +72,7 @@ ROOMS = [
     ["_coding", "_sse", "_json"],
     ["_errors"],
     ["_models"],
-    ["_settings", "_shapes", "_version"],
+    ["_chunks", "_settings", "_shapes", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 

@@ -732,3 +732,20 @@ async def test_empty_metadata_and_end_without_status(flavour: Flavour) -> None:
         ]
         assert (stream.run, stream.ended) == (None, "end")
         await flavour.close(client)
+
+
+async def test_broken_chunk_in_the_packet_of_its_head_is_a_cut_stream(flavour: Flavour) -> None:
+    """FAULTS: bad chunk. What came before it is handed over, the run is known."""
+
+    async def script(connection: Connection) -> None:
+        kind = {"content_type": "text/event-stream", "transfer_encoding": "chunked"}
+        await connection.send(head(200, **kind) + chunk(META) + chunk(VALUES) + b"zz\r\n")
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url)
+        stream = client.create_and_stream_run()
+        assert await flavour.take(stream, 2) == [METADATA_EVENT, VALUES_EVENT]
+        with pytest.raises(StreamInterruptedError, match="cut after 2 events") as caught:
+            await flavour.take(stream, 1)
+        await flavour.close(client)
+    assert (caught.value.status_code, caught.value.run_id) == (200, "r1")

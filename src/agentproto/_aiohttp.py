@@ -7,13 +7,15 @@ a cut connection for one that was never made, lets aiohttp repeat a DELETE, and 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from io import BytesIO
 from typing import Any, cast
 
 import aiohttp
 import httpx
 from yarl import URL
+
+from ._chunks import ChunkJoiner
 
 _MAX_HEADER_BYTES = 65_536
 """Of a line, and of a field: aiohttp's own limit refuses a long `Content-Location`."""
@@ -27,7 +29,7 @@ class Transport(httpx.AsyncBaseTransport):
 
     def __init__(self, limits: httpx.Limits) -> None:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(
+            connector=_Connector(
                 limit=limits.max_connections or 0,
                 keepalive_timeout=limits.keepalive_expiry,
                 ssl=httpx.create_ssl_context(),
@@ -120,6 +122,35 @@ class _Connection:
         connection = self._answer.connection
         transport = None if connection is None else connection.transport
         return None if transport is None else transport.get_extra_info(name)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """Connections whose chunks are joined."""
+
+    async def connect(self, *args: Any, **kwargs: Any) -> Any:
+        connection = await super().connect(*args, **kwargs)
+        protocol: Any = connection.protocol
+        if not isinstance(protocol.data_received, _JoiningReceive):
+            protocol.data_received = _JoiningReceive(protocol.data_received)
+        return connection
+
+
+class _JoiningReceive(ChunkJoiner):
+    """Stands in for the `data_received` of a protocol."""
+
+    __slots__ = ("_receive",)
+
+    def __init__(self, receive: Callable[[bytes], None]) -> None:
+        super().__init__()
+        self._receive = receive
+
+    def __call__(self, data: bytes) -> None:
+        head, body = self.split(data)
+        # Apart: of what is broken behind it, aiohttp would not even tell the head.
+        if head:
+            self._receive(head)
+        if body or not head:
+            self._receive(body)
 
 
 async def _once(

@@ -13,6 +13,7 @@ import anyio
 import httpx
 from anyio.lowlevel import RunVar
 
+from .._chunks import AsyncJoiningRead, join_chunks
 from . import AuthTypes, Exchange, WireRequest, abandoned, forks, members, running_loop, shut_down
 from .clients import (
     LIMITS,
@@ -146,7 +147,10 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         async def trace(name: str, info: Mapping[str, Any]) -> None:
             nonlocal connection
             if name.endswith(".complete"):
-                connection = connection_made(name, info) or connection
+                made = connection_made(name, info)
+                if made is not None:
+                    connection = made
+                    join_chunks(made, AsyncJoiningRead)
                 look_for_redirect(name, info, request)
 
         try:

@@ -10,6 +10,7 @@ from weakref import ref
 
 import httpx
 
+from .._chunks import JoiningRead, join_chunks
 from . import AuthTypes, Exchange, WireRequest, forks, shut_down
 from .clients import (
     LIMITS,
@@ -87,8 +88,11 @@ class BlockingIO(ClientIO[httpx.Client]):
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
             if name.endswith(".complete"):
-                if self._is_ours:
-                    self._note_connection(name, info)
+                made = connection_made(name, info)
+                if made is not None:
+                    join_chunks(made, JoiningRead)
+                    if self._is_ours:
+                        self._note_connection(made)
                 look_for_redirect(name, info, request)
 
         try:
@@ -100,15 +104,13 @@ class BlockingIO(ClientIO[httpx.Client]):
             raise self.error(exc, request, built) from tellable(exc)
         return _BlockingExchange(self, request, response)
 
-    def _note_connection(self, name: str, info: Mapping[str, Any]) -> None:
+    def _note_connection(self, made: Any) -> None:
         # Which connection a request waits on, httpx tells only with the answer.
-        made = connection_made(name, info)
-        if made is not None:
-            with self._making:
-                alive = [known for known in self._connections if known() is not None]
-                self._connections = [*alive, ref(made)]
-            if self.is_closed:
-                shut_down(made)
+        with self._making:
+            alive = [known for known in self._connections if known() is not None]
+            self._connections = [*alive, ref(made)]
+        if self.is_closed:
+            shut_down(made)
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         until = math.inf if request.deadline is None else request.deadline
