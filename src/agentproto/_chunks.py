@@ -1,7 +1,7 @@
-"""Chunks that arrive together, joined before httpcore parses them.
+"""HTTP chunks that arrive together, joined before they are parsed.
 
-h11 and the layers above it take 7 us for an HTTP chunk, however small: twice what is done with the
-event in it. To join it with those beside it takes 0.6 us.
+h11 and the layers above it take 7 us for a chunk, however small: twice what is done with the event
+in it. aiohttp takes 1.4 us. To join it with those beside it takes 0.4.
 """
 
 from __future__ import annotations
@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import lru_cache
 from typing import Any
 
-_HEAD = re.compile(rb"HTTP/1\.1 [2-9].*?\n\r?\n", re.DOTALL)  # up to the line where h11 ends it
+_FINAL = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")
+_END_OF_HEAD = re.compile(rb"\n\r?\n")  # as h11 finds it
 _IS_CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?\n", re.IGNORECASE)
-_SIZE_LINE = re.compile(rb"([0-9a-fA-F]{1,12})\r\n")
+_SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
+_LONGEST_LINE = 14
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
@@ -41,10 +44,10 @@ class ChunkJoiner:
         """The same, with the head of a chunked answer apart from what comes behind it."""
         if self._is_on:
             return b"", self._joined(data)
-        head = _HEAD.match(data)
-        if head is None or not _IS_CHUNKED.search(head[0]):
+        end = _END_OF_HEAD.search(data) if data.startswith(_FINAL) else None
+        if end is None or not _IS_CHUNKED.search(data, 0, end.end()):
             return b"", data
-        return head[0], self._joined(data[head.end() :])
+        return data[: end.end()], self._joined(data[end.end() :])
 
     def _joined(self, data: bytes) -> bytes:
         parsed = len(self._size_line)
@@ -52,17 +55,16 @@ class ChunkJoiner:
         at = lead = min(self._rest, len(data))
         self._rest -= lead
         chunks: list[bytes] = []
-        while line := _SIZE_LINE.match(data, at):
-            begin = line.end()
-            end = begin + int(line[1], 16)
-            if begin == end or not data.startswith(b"\r\n", end):
+        while size := _size_in(data[at : (begin := data.find(b"\n", at, at + _LONGEST_LINE) + 1)]):
+            end = begin + size
+            if not data.startswith(b"\r\n", end):
                 break
             chunks.append(data[begin:end])
             at = end + 2
         if not self._rest:
             self._note_begun(data[at:])
         if parsed and chunks:
-            # h11 has the beginning of its size line.
+            # Of that one the parser has the beginning.
             lead = data.index(b"\n") + 1 + len(chunks.pop(0)) + 2
         if len(chunks) < 2:
             return data[parsed:]
@@ -71,12 +73,18 @@ class ChunkJoiner:
 
     def _note_begun(self, chunk: bytes) -> None:
         """How much of a chunk that is not whole is still to come."""
-        line = _SIZE_LINE.match(chunk)
-        size = 0 if line is None else int(line[1], 16)
-        self._rest = 0 if line is None or not size else line.end() + size + 2 - len(chunk)
-        is_cut_line = line is None and _CUT_LINE.fullmatch(chunk) is not None
+        begin = chunk.find(b"\n", 0, _LONGEST_LINE) + 1
+        size = _size_in(chunk[:begin])
+        self._rest = max(0, begin + size + 2 - len(chunk)) if size else 0
+        is_cut_line = not begin and _CUT_LINE.fullmatch(chunk) is not None
         self._size_line = chunk if is_cut_line else b""
         self._is_on = is_cut_line or self._rest > 0
+
+
+@lru_cache(maxsize=4096)
+def _size_in(line: bytes) -> int:
+    """The bytes of the chunk that this line begins; 0 for one that is the last, or not plain."""
+    return int(line, 16) if _SIZE_LINE.fullmatch(line) else 0
 
 
 class JoiningRead(ChunkJoiner):

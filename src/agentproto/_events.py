@@ -390,8 +390,8 @@ class _Growing:
         self.append(first)
 
     def append(self, chunk: Message) -> None:
-        # What the last piece had beside its text, where another such adds nothing but its own.
-        self._rest: dict[str, Any] | None = None
+        # The last piece, where another such adds nothing but its text.
+        self._last: dict[str, Any] | None = None
         if isinstance(chunk.content, list):
             self._blocks.extend(chunk.content)
         elif self._blocks and chunk.content:
@@ -403,17 +403,19 @@ class _Growing:
 
     def append_piece(self, piece: dict[str, Any]) -> str:
         """Append a piece of text as it was sent; returns the text if the assistant says it."""
-        rest = piece.copy()
-        text: str = rest.pop("content")
-        if rest == self._rest:
+        text: str = piece["content"]
+        last = self._last
+        if last is not None:
+            last["content"] = text
+        if piece == last:
             # Nearly always: it differs from the piece before by its text alone.
             self._text.write(text)
         else:
             message = message_from(piece)
             self.append(message)
             self._is_said = message.role == "assistant"
-            if not self._blocks and all(map(_is_said_once, rest.values())):
-                self._rest = rest
+            if not self._blocks and all(map(_is_said_once, piece.values())):
+                self._last = piece.copy()
         return text if self._is_said else ""
 
     def _append_extra(self, name: str, value: Any) -> None:

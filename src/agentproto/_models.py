@@ -534,7 +534,8 @@ _OBJECT: Any = dict  # told so that a type checker does not ask of what
 def piece_of_text(event: MessagesEvent) -> dict[str, Any] | None:
     """The message of an event where it is such a piece, and nobody asked for it yet."""
     made: Any = getattr(event, "_made", None)
-    return cast("dict[str, Any]", made) if type(made) is dict else None
+    piece: dict[str, Any] | None = made if type(made) is _OBJECT else None
+    return piece
 
 
 def _looks_like_message(data: dict[str, Any]) -> bool:
@@ -564,7 +565,8 @@ def messages_event(
     made.namespace = namespace
     made._made = piece
     made.__class__ = MessagesEvent
-    return cast("MessagesEvent", made)
+    whole: MessagesEvent = made
+    return whole
 
 
 @dataclass(frozen=True, slots=True)

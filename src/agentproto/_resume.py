@@ -84,10 +84,12 @@ class RunCursor:
         if self._before_join is None:
             # Nothing was there before: nothing is held back, and nothing is a repeat.
             for event in events:
-                if event.event != "metadata":
-                    self._ends_without_id = not event.own_id or not self._note_id(event)
-                elif self.last_event_id is None:
+                if event.own_id and (event.event != "metadata" or self.last_event_id is None):
                     self._note_id(event)
+            for event in reversed(events):
+                if event.event != "metadata":
+                    self._ends_without_id = _id_of(event) is None
+                    break
             return events
         return self._new_among(events, self._before_join)
 
