@@ -132,25 +132,31 @@ class _Connector(aiohttp.TCPConnector):
         protocol: Any = connection.protocol
         if not isinstance(protocol.data_received, _JoiningReceive):
             protocol.data_received = _JoiningReceive(protocol.data_received)
+        protocol.data_received.awaits_head = True
         return connection
 
 
 class _JoiningReceive(ChunkJoiner):
     """Stands in for the `data_received` of a protocol."""
 
-    __slots__ = ("_receive",)
+    __slots__ = ("_receive", "awaits_head")
 
     def __init__(self, receive: Callable[[bytes], None]) -> None:
         super().__init__()
         self._receive = receive
+        self.awaits_head = False
 
     def __call__(self, data: bytes) -> None:
-        head, body = self.split(data)
-        # Apart: of what is broken behind it, aiohttp would not even tell the head.
-        if head:
-            self._receive(head)
-        if body or not head:
-            self._receive(body)
+        if self.awaits_head:
+            self.awaits_head = False
+            head, data = self.begin(data)
+            if head:
+                # Apart: of what is broken behind it, aiohttp would not even tell the head.
+                self._receive(head)
+        else:
+            data = self.take(data)
+        if data:
+            self._receive(data)
 
 
 async def _once(

@@ -7,23 +7,24 @@ in it. aiohttp takes 1.4 us. To join it with those beside it takes 0.4.
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
-_FINAL = (b"HTTP/1.1 2", b"HTTP/1.1 3", b"HTTP/1.1 4", b"HTTP/1.1 5")
+_START = re.compile(rb"HTTP/1\.1 (?:2(?!04)|3(?!04)|[45])")  # of an answer that has a body
 _END_OF_HEAD = re.compile(rb"\n\r?\n")  # as h11 finds it
-_IS_CHUNKED = re.compile(rb"\ntransfer-encoding:[ \t]*chunked[ \t]*\r?\n", re.IGNORECASE)
+_IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IGNORECASE)
+_CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
 class ChunkJoiner:
-    """Watches what one connection receives, and joins the chunks of its bodies.
+    """Joins the chunks of one connection's answers, each from where it is told that one begins.
 
-    Only whole chunks of the plainest form are joined, behind a head that came in one piece.
+    Only whole chunks of the plainest form are joined, behind a head of which parsers think alike.
     Nothing is held back: what is cut, last, extended or wrong goes on to the parser as it came,
     which judges it.
     """
@@ -31,33 +32,36 @@ class ChunkJoiner:
     __slots__ = ("_is_on", "_rest", "_size_line")
 
     def __init__(self) -> None:
+        self.begin(b"")
+
+    def begin(self, received: bytes) -> tuple[bytes, bytes]:
+        """An answer begins with this: its head, and the same of what came with it as `take`.
+
+        No head is told apart where no chunks come behind it.
+        """
         self._is_on = False
         self._rest = 0
         self._size_line = b""
+        end = _END_OF_HEAD.search(received) if _START.match(received) else None
+        head = b"" if end is None else received[: end.end()]
+        if not _IN_CHUNKS.search(head) or len(_CODED.findall(head)) > 1:
+            return b"", received
+        self._is_on = True
+        return head, self.take(received[len(head) :])
 
     def take(self, data: bytes) -> bytes:
-        """The same answers, in fewer chunks."""
-        head, rest = self.split(data)
-        return head + rest
-
-    def split(self, data: bytes) -> tuple[bytes, bytes]:
-        """The same, with the head of a chunked answer apart from what comes behind it."""
-        if self._is_on:
-            return b"", self._joined(data)
-        end = _END_OF_HEAD.search(data) if data.startswith(_FINAL) else None
-        if end is None or not _IS_CHUNKED.search(data, 0, end.end()):
-            return b"", data
-        return data[: end.end()], self._joined(data[end.end() :])
-
-    def _joined(self, data: bytes) -> bytes:
+        """The same body, in fewer chunks."""
+        if not self._is_on:
+            return data
         parsed = len(self._size_line)
         data = self._size_line + data
         at = lead = min(self._rest, len(data))
         self._rest -= lead
         chunks: list[bytes] = []
-        while size := _size_in(data[at : (begin := data.find(b"\n", at, at + _LONGEST_LINE) + 1)]):
-            end = begin + size
-            if not data.startswith(b"\r\n", end):
+        while True:
+            begin = data.find(b"\n", at, at + _LONGEST_LINE) + 1
+            end = begin + _size_in(data[at:begin])
+            if begin == end or not data.startswith(b"\r\n", end):
                 break
             chunks.append(data[begin:end])
             at = end + 2
@@ -90,30 +94,45 @@ def _size_in(line: bytes) -> int:
 class JoiningRead(ChunkJoiner):
     """Stands in for the `read` of a network stream."""
 
-    __slots__ = ("_read",)
+    __slots__ = ("_last", "_read")
 
-    def __init__(self, read: Callable[..., bytes]) -> None:
+    def __init__(self, read: Callable[..., Any]) -> None:
         super().__init__()
         self._read = read
+        self._last = b""
 
     def __call__(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self.take(self._read(max_bytes, timeout))
+        return self._noted(self._read(max_bytes, timeout))
+
+    def _noted(self, data: bytes) -> bytes:
+        self._last = data if data.startswith(b"HTTP/") else b""
+        return self.take(data)
+
+    def begin_body(self) -> None:
+        """The parser has found the end of a head, and with it all that was read."""
+        last, self._last = self._last, b""
+        self.begin(last)  # what it found behind the head tells where in a chunk that ends
 
 
-class AsyncJoiningRead(ChunkJoiner):
+class AsyncJoiningRead(JoiningRead):
     """Stands in for the `read` of one that is awaited."""
 
-    __slots__ = ("_read",)
+    __slots__ = ()
 
-    def __init__(self, read: Callable[..., Awaitable[bytes]]) -> None:
-        super().__init__()
-        self._read = read
-
-    async def __call__(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self.take(await self._read(max_bytes, timeout))
+    async def __call__(  # type: ignore[override]  # as that of httpcore
+        self, max_bytes: int, timeout: float | None = None
+    ) -> bytes:
+        return self._noted(await self._read(max_bytes, timeout))
 
 
-def join_chunks(stream: Any, reads: type[JoiningRead | AsyncJoiningRead]) -> None:
-    """From now on, let it read with fewer chunks."""
+def join_chunks(stream: Any, reads: type[JoiningRead]) -> None:
+    """From now on, let it read the bodies that begin with fewer chunks."""
     with suppress(AttributeError):  # of a transport of the caller's that does not let itself
         stream.read = reads(stream.read)
+
+
+def begin_body(stream: Any) -> None:
+    """The body of an answer of ours begins on this stream."""
+    read = getattr(stream, "read", None)
+    if isinstance(read, JoiningRead):
+        read.begin_body()

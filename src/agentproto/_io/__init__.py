@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import httpx
 
+from .._chunks import begin_body
 from .._coding import Inflater, inflater_for
 from .._errors import TransportError
 from .._settings import Timeout
@@ -126,6 +127,8 @@ class Exchange(ABC):
         # Over HTTP/2 the socket is that of other runs, too.
         is_alone = extensions.get("http_version", b"").startswith(b"HTTP/1")
         self._own_connection: Any = extensions.get("network_stream") if is_alone else None
+        if not response.is_stream_consumed:  # by a hook of the caller's
+            begin_body(self._own_connection)
         self._is_at_end = False
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
