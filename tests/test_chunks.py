@@ -171,7 +171,23 @@ def test_chunks_that_come_together_are_one() -> None:
         pieces = [HEAD, body[:at], body[at:500], body[500:1000], body[1000:]]
         told, chunks = read_by_h11([pieces], joins=True)
         assert b"".join(part for part in told if isinstance(part, bytes)) == b"".join(parts)
-        assert chunks <= 13, at
+        assert chunks <= 9, at
+
+
+def test_size_that_comes_byte_by_byte_is_understood() -> None:
+    """What comes behind it is joined."""
+    size, rest = b"00000005", b"\r\nhello\r\n" + chunk(b"a") * 50 + b"0\r\n\r\n"
+    told, chunks = read_by_h11([[HEAD, *cut(size, [*range(8)]), rest]], joins=True)
+    assert b"hello" + b"a" * 50 in told
+    assert chunks == 2
+
+
+def test_what_is_joined_has_a_limit() -> None:
+    """So that no more events wait at a time than need to."""
+    together = chunk(b"x" * 100) * 600
+    told, chunks = read_by_h11([[HEAD, together, b"0\r\n\r\n"]], joins=True)
+    assert b"x" * 60_000 in told
+    assert chunks == 4
 
 
 def test_head_that_comes_in_pieces_is_left_alone() -> None:

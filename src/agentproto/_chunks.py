@@ -18,6 +18,8 @@ _IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IG
 _CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
+_ENOUGH = 16_384
+"""Bytes that are a piece: of larger ones, more events would wait at a time, for nothing."""
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
@@ -51,12 +53,13 @@ class ChunkJoiner:
 
     def take(self, data: bytes) -> bytes:
         """The same body, in fewer chunks."""
-        if not self._is_on:
+        if self._size_line:
+            self._begin_chunk(data)
+        if not self._is_on or self._size_line:
             return data
-        parsed = len(self._size_line)
-        data = self._size_line + data
-        at = lead = min(self._rest, len(data))
-        self._rest -= lead
+        at = start = min(self._rest, len(data))
+        self._rest -= at
+        out = [data[:at]]
         chunks: list[bytes] = []
         while True:
             begin = data.find(b"\n", at, at + _LONGEST_LINE) + 1
@@ -65,24 +68,29 @@ class ChunkJoiner:
                 break
             chunks.append(data[begin:end])
             at = end + 2
+            if at - start >= _ENOUGH:
+                out.append(_as_one(chunks))
+                chunks, start = [], at
         if not self._rest:
-            self._note_begun(data[at:])
-        if parsed and chunks:
-            # Of that one the parser has the beginning.
-            lead = data.index(b"\n") + 1 + len(chunks.pop(0)) + 2
-        if len(chunks) < 2:
-            return data[parsed:]
-        body = b"".join(chunks)
-        return b"%b%x\r\n%b\r\n%b" % (data[parsed:lead], len(body), body, data[at:])
+            self._begin_chunk(data[at:], passed=len(data) - at)
+        if len(out) == 1 and len(chunks) < 2:
+            return data
+        return b"".join([*out, _as_one(chunks), data[at:]])
 
-    def _note_begun(self, chunk: bytes) -> None:
-        """How much of a chunk that is not whole is still to come."""
-        begin = chunk.find(b"\n", 0, _LONGEST_LINE) + 1
-        size = _size_in(chunk[:begin])
-        self._rest = max(0, begin + size + 2 - len(chunk)) if size else 0
-        is_cut_line = not begin and _CUT_LINE.fullmatch(chunk) is not None
-        self._size_line = chunk if is_cut_line else b""
-        self._is_on = is_cut_line or self._rest > 0
+    def _begin_chunk(self, data: bytes, *, passed: int = 0) -> None:
+        """How far a chunk that is not whole reaches behind what has `passed`, or its size line."""
+        end = data.find(b"\n", 0, _LONGEST_LINE) + 1
+        line = self._size_line + (data[:end] if end else data)
+        size = _size_in(line)
+        self._rest = max(0, end + size + 2 - passed) if size else 0
+        is_cut = not size and _CUT_LINE.fullmatch(line) is not None
+        self._size_line = line if is_cut else b""
+        self._is_on = is_cut or self._rest > 0
+
+
+def _as_one(chunks: list[bytes]) -> bytes:
+    body = b"".join(chunks)
+    return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
 
 
 @lru_cache(maxsize=4096)
