@@ -190,6 +190,16 @@ def test_what_is_joined_has_a_limit() -> None:
     assert chunks == 4
 
 
+def test_aiohttp_may_tell_its_parser_to_go_on() -> None:
+    """It receives nothing, then, which is no head and ends nothing."""
+    received: list[bytes] = []
+    receive = _JoiningReceive(received.append)
+    receive.awaits_head = True
+    for piece in (b"", HEAD + b"5", b"", b"\r\nhello\r\n" + chunk(b"a") * 2, b""):
+        receive(bytearray(piece))  # as on Windows
+    assert received == [b"", HEAD, b"5", b"", b"\r\nhello\r\n2\r\naa\r\n", b""]
+
+
 def test_head_that_comes_in_pieces_is_left_alone() -> None:
     """Nobody says where in the last piece it ends."""
     pieces = [HEAD[:20], HEAD[20:], chunk(b"a") + chunk(b"b") + b"0\r\n\r\n"]

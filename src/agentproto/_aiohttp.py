@@ -146,16 +146,18 @@ class _JoiningReceive(ChunkJoiner):
         self._receive = receive
         self.awaits_head = False
 
-    def __call__(self, data: bytes) -> None:
-        if self.awaits_head:
+    def __call__(self, data: bytes | bytearray) -> None:
+        head, data = b"", bytes(data)  # a bytearray on Windows
+        if self.awaits_head and data:
             self.awaits_head = False
             head, data = self.begin(data)
-            if head:
-                # Apart: of what is broken behind it, aiohttp would not even tell the head.
-                self._receive(head)
         else:
             data = self.take(data)
-        if data:
+        if head:
+            # Apart: of what is broken behind it, aiohttp would not even tell the head.
+            self._receive(head)
+        if data or not head:
+            # Nothing is how aiohttp tells its parser to go on with what it has.
             self._receive(data)
 
 
