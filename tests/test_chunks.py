@@ -5,6 +5,7 @@ same faults, in fewer chunks.
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -23,7 +24,7 @@ from agentproto._aiohttp import _JoiningReceive
 from agentproto._chunks import AsyncJoiningRead, ChunkJoiner, JoiningRead, join_chunks
 
 from .both import Flavour
-from .raw_server import Connection, chunk, head, raw_server
+from .raw_server import BOUND, Connection, chunk, head, raw_server
 
 HEAD = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 ANSWER = HEAD + chunk(b"hello") + chunk(b"world") + b"0\r\n\r\n"
@@ -236,17 +237,21 @@ def test_what_the_caller_asks_on_the_same_connection_is_left_alone() -> None:
     result = b'{"run": {"status": "success"}}'
     plain = head(200, content_type="application/json", content_length=str(len(result))) + result
 
+    head_was_read = threading.Event()
+
     async def script(connection: Connection) -> None:
         await connection.send(plain)
         await connection.reader.readuntil(b"\r\n\r\n")
         await connection.send(SIZED % len(ANSWER))
-        await asyncio.sleep(0.05)  # so that they arrive apart
+        assert await asyncio.to_thread(head_was_read.wait, BOUND)
         await connection.send(ANSWER)
         await connection.client_closes()
 
     with raw_server(script) as server, httpx.Client() as theirs:
         assert RunsClient(server.url, http_client=theirs).create_and_wait_run().run.status
-        assert theirs.get(f"{server.url}/file").content == ANSWER
+        with theirs.stream("GET", f"{server.url}/file") as response:
+            head_was_read.set()
+            assert response.read() == ANSWER
         assert len(server.requests) == 1
 
 
