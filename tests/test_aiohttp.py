@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
+import threading
 from typing import Any
 
 import aiohttp
@@ -24,7 +25,7 @@ from agentproto import (
 from agentproto._aiohttp import as_httpx
 
 from .both import Flavour, as_forked
-from .faults import SOON, bad_chunk, breaking, reset
+from .faults import SOON, breaking, good_body, reset, send_half
 from .raw_server import BOUND, Connection, RawServer, chunk, events, head, json_answer, raw_server
 
 META = b'event: metadata\ndata: {"run_id":"r1"}\nid: 1\n\n'
@@ -110,9 +111,19 @@ async def test_client_of_the_caller_sends_a_create_once() -> None:
 
 async def test_client_of_the_caller_does_not_wait_for_ever() -> None:
     """aiohttp forgets who reads a body when it closes the connection on a broken chunk."""
-    with raw_server(breaking(bad_chunk)) as server:
+    is_begun = threading.Event()
+
+    async def script(connection: Connection) -> None:
+        await send_half(connection, good_body(connection))
+        # In one packet with the head, aiohttp would lose the head, too.
+        await asyncio.to_thread(is_begun.wait, SOON)
+        await connection.send(b"zz\r\nwhat\r\n")
+
+    with raw_server(script) as server:
         async with HttpxAiohttpClient() as own:
             stream = await stream_over(server, own)
+            await anext(stream)
+            is_begun.set()
             with pytest.raises(StreamInterruptedError) as caught:
                 await asyncio.wait_for(stream.final(), BOUND)
     assert isinstance(caught.value.__cause__, TransportError)
