@@ -159,7 +159,13 @@ common = st.builds(
     st.sampled_from([b"", b"id: 1\n", b"id: \n", b"id: \0\n", b"id:  2\n", b"retry: 5\n"]),
     st.sampled_from([b"\n", b"\n", b"\n", b"\r\n", b"\r"]),
 )
-streams = st.lists(syntax | common | st.binary(max_size=4), max_size=60).map(b"".join)
+# And what is cut out of it in one go, as far as each is like the one before.
+runs = st.builds(
+    lambda head, data: b"".join([head + each + b"\n\n" for each in data]),
+    st.sampled_from([b"data: ", b"event: e\ndata: "]),
+    st.lists(st.sampled_from([b"", b"x", b"xxxxx", b"x\nid: 1", b"x\ndata: y"]), max_size=6),
+)
+streams = st.lists(syntax | common | runs | st.binary(max_size=4), max_size=60).map(b"".join)
 
 
 def as_text(events: list[ServerSentEvent]) -> list[tuple[Any, ...]]:
@@ -169,6 +175,9 @@ def as_text(events: list[ServerSentEvent]) -> list[tuple[Any, ...]]:
 @given(stream=streams, cuts=st.lists(st.integers(0, 400), max_size=12))
 @example(stream=b"\xef\xbb\xbfdata: a\r\n\r\n", cuts=[1, 2, 10, 11, 12])
 @example(stream=b"data: x\r\r\n", cuts=[])  # two lines, as three bytes of two ways to end one
+@example(stream=b"\ndata: x\n\ndata: x\n\ndata: y\ndata: z\n\ndata: x\n\n", cuts=[])
+@example(stream=b"\ndata: x\n\ndata: y\n", cuts=[])
+@example(stream=b"\nid: 1\ndata: x\n\ndata: x\n\ndata: x\n\n", cuts=[])
 def test_any_chunking_gives_the_events_of_the_standard(stream: bytes, cuts: list[int]) -> None:
     """SSE standard: an event stream is a sequence of bytes; where it is cut means nothing."""
     edges = [0, *sorted(cuts), len(stream)]
@@ -247,6 +256,7 @@ blocks = st.builds(
     cuts=st.lists(st.integers(0, 400), max_size=12),
     most=st.integers(1, 30),
 )
+@example(stream=b"\ndata: x\n\ndata: xxxxx\n\n", cuts=[], most=4)
 def test_limit_does_not_depend_on_the_chunking(stream: bytes, cuts: list[int], most: int) -> None:
     """Property: up to the first event over the limit, all of them; behind it, none."""
     edges = [0, *sorted(cuts), len(stream)]

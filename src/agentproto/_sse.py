@@ -9,6 +9,7 @@ import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO
+from itertools import takewhile
 
 _CR = re.compile(rb"\r\n?")
 _EVENT = b"event: "
@@ -17,6 +18,8 @@ _DATA = b"data: "
 _BOM = b"\xef\xbb\xbf"
 _DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18
+_SHORT = 1024
+"""Bytes of data: where an event has fewer, more of its kind may follow in the chunk."""
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class SSEDecoder:
         self._line = bytearray()
         self._at_start = True
         self._after_cr = False
-        self._is_between_blocks = False
+        self._is_between_blocks = self._is_run_looked_for = False
         self._head, self._name = _DATA, "message"
         self._begin_block()
 
@@ -90,6 +93,7 @@ class SSEDecoder:
             is_alone = chunk.count(b"\r") != chunk.count(b"\r\n")
             chunk = _CR.sub(b"\n", chunk) if is_alone else chunk.replace(b"\r\n", b"\n")
         events: list[ServerSentEvent] = []
+        self._is_run_looked_for = False
         at, size = 0, len(chunk)
         while at < size and not self.is_over:
             if self._is_between_blocks:
@@ -148,8 +152,32 @@ class SSEDecoder:
                 self._last_event_id = own_id
             events.append(ServerSentEvent(name, data, self._last_event_id, own_id, None))
             at = end + 2
+            if not self._is_run_looked_for and own_id is None and len(data) < _SHORT:
+                at = self._take_run(chunk, at, head, name, events)
         self._head, self._name = head or _DATA, name
         return at
+
+    def _take_run(
+        self, chunk: bytes, at: int, head: bytes, name: str, events: list[ServerSentEvent]
+    ) -> int:
+        """Take the whole blocks that follow with this head and one line of data: where they end.
+
+        They are cut out in one go, which takes half of what one after the other does. Once in a
+        chunk: each look goes through what is left of it.
+        """
+        self._is_run_looked_for = True
+        end = chunk.rfind(b"\n\n", at)
+        if end < 0 or end - at > self._most or not chunk.startswith(head, at):
+            return at
+        between = b"\n\n" + head
+        run = chunk[at + len(head) : end].split(between)
+        if chunk.count(b"\n", at, end) != len(run) * between.count(b"\n") - 2:
+            # One of them is more than its data.
+            run = list(takewhile(lambda data: b"\n" not in data, run))
+            end = at + sum(map(len, run)) + len(run) * len(between) - 2
+        last_id = self._last_event_id
+        events += [ServerSentEvent(name, data, last_id, None, None) for data in run]
+        return end + 2
 
     def _rest_of_block(self, rest: bytes) -> tuple[bytes, str | None] | None:
         """Data of many lines and the id behind it, from the first data on; None if it is other."""
