@@ -293,6 +293,7 @@ class Transcript(Generic[T]):
         self._interrupts: dict[str, Interrupt] = {}
         self.status: RunStatus | str | None = None
         self._messages: dict[str | None, _Growing | Message] = {}
+        self._growing: _Growing | None = None  # that which the last piece was appended to
 
     @property
     def interrupts(self) -> list[Interrupt]:
@@ -311,12 +312,22 @@ class Transcript(Generic[T]):
 
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
-        if isinstance(event, MessagesEvent):  # nearly every event: a match would come to it late
-            piece = piece_of_text(event)
-            if piece is not None:
-                growing = self._messages.get(piece.get("id"))
-                if isinstance(growing, _Growing):
-                    return growing.append_piece(piece)
+        piece = piece_of_text(event)
+        if piece is not None:
+            growing = self._growing
+            if growing is not None and growing.last is not None:
+                growing.last["content"] = text = piece["content"]
+                if piece == growing.last:
+                    # Nearly every event: it differs from the one before by its text alone.
+                    growing.text.write(text)
+                    return text if growing.is_said else ""
+            known = self._messages.get(piece.get("id"))
+            if isinstance(known, _Growing) and known is not growing:
+                self._growing = known
+                return self.add(event)
+            if isinstance(known, _Growing):
+                return known.append_piece(piece)
+        if isinstance(event, MessagesEvent):
             return "".join([self._said(message, event.kind) for message in event.messages])
         match event:
             case ValuesEvent(namespace=()):
@@ -379,44 +390,42 @@ def _is_said_once(value: Any) -> bool:
 
 
 class _Growing:
-    """A message that comes in pieces; its text is written once, however many pieces it has."""
+    """A message that comes in pieces; its text is written once, however many pieces it has.
+
+    Attributes:
+        text: what was written so far.
+        last: the last piece, where another such adds nothing but its text.
+        is_said: whether that piece is of the assistant.
+    """
 
     def __init__(self, first: Message) -> None:
+        self.text = StringIO()
+        self.last: dict[str, Any] | None = None
+        self.is_said = False
         self._first = first
-        self._text = StringIO()
         self._blocks: list[MessageTextBlock | MessageAnyBlock] = []
         self._extra: dict[str, Any] = {}
-        self._is_said = False
         self.append(first)
 
     def append(self, chunk: Message) -> None:
-        # The last piece, where another such adds nothing but its text.
-        self._last: dict[str, Any] | None = None
+        self.last = None
         if isinstance(chunk.content, list):
             self._blocks.extend(chunk.content)
         elif self._blocks and chunk.content:
             self._blocks.append(MessageTextBlock(text=chunk.content))
         else:
-            self._text.write(chunk.content)
+            self.text.write(chunk.content)
         for name, value in (chunk.model_extra or {}).items():
             self._append_extra(name, value)
 
     def append_piece(self, piece: dict[str, Any]) -> str:
         """Append a piece of text as it was sent; returns the text if the assistant says it."""
-        text: str = piece["content"]
-        last = self._last
-        if last is not None:
-            last["content"] = text
-        if piece == last:
-            # Nearly always: it differs from the piece before by its text alone.
-            self._text.write(text)
-        else:
-            message = message_from(piece)
-            self.append(message)
-            self._is_said = message.role == "assistant"
-            if not self._blocks and all(map(_is_said_once, piece.values())):
-                self._last = piece.copy()
-        return text if self._is_said else ""
+        message = message_from(piece)
+        self.append(message)
+        self.is_said = message.role == "assistant"
+        if not self._blocks and all(map(_is_said_once, piece.values())):
+            self.last = piece.copy()
+        return message.text if self.is_said else ""
 
     def _append_extra(self, name: str, value: Any) -> None:
         before, more = as_list(self._extra.get(name)), as_list(value)
@@ -426,7 +435,7 @@ class _Growing:
             self._extra[name] = value or self._extra.get(name, value)
 
     def message(self) -> Message:
-        text = self._text.getvalue()
+        text = self.text.getvalue()
         content: Any = text
         if self._blocks:
             lead = [MessageTextBlock(text=text)] if text else []

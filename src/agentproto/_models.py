@@ -531,7 +531,7 @@ def piece_of_text_in(data: Any) -> dict[str, Any] | None:
 _OBJECT: Any = dict  # told so that a type checker does not ask of what
 
 
-def piece_of_text(event: MessagesEvent) -> dict[str, Any] | None:
+def piece_of_text(event: object) -> dict[str, Any] | None:
     """The message of an event where it is such a piece, and nobody asked for it yet."""
     made: Any = getattr(event, "_made", None)
     piece: dict[str, Any] | None = made if type(made) is _OBJECT else None
