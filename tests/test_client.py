@@ -764,6 +764,22 @@ async def test_closed_client_says_so(flavour: Flavour) -> None:
         await flavour.collect(client.create_and_stream_run())
 
 
+async def test_cookie_is_kept(flavour: Flavour) -> None:
+    """Load balancers find the server of a session by one, whichever call had set it."""
+    answers = [
+        json_answer(DONE),
+        json_answer(DONE, set_cookie="node=a; Path=/"),
+        *[json_answer(DONE)] * 2,
+    ]
+    with raw_server(*answers) as server:
+        client = flavour.client(server.url)
+        for _ in answers:
+            await flavour.call(client.create_and_wait_run)
+        await flavour.close(client)
+    sent = [request.headers.get("cookie") for request in server.requests]
+    assert sent == [None, None, "node=a", "node=a"]
+
+
 def test_sync_client_is_a_context_manager() -> None:
     """Both clients work with and without `with`."""
     with raw_server(json_answer(DONE)) as server:

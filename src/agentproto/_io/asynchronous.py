@@ -19,6 +19,7 @@ from .clients import (
     LIMITS,
     ClientIO,
     Hooks,
+    OwnClient,
     check_client,
     check_headers,
     check_kind,
@@ -26,6 +27,10 @@ from .clients import (
     refuse_redirect,
 )
 from .failures import is_of_network, look_for_redirect, ran_out, tellable
+
+
+class _Client(OwnClient, httpx.AsyncClient):  # type: ignore[misc]  # set as a property
+    pass
 
 
 class _AsyncExchange(Exchange):
@@ -146,16 +151,15 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
             nonlocal connection
-            if name.endswith(".complete"):
-                made = connection_made(name, info)
-                if made is not None:
-                    connection = made
-                    join_chunks(made, AsyncJoiningRead)
+            made = connection_made(name, info)
+            if made is not None:
+                connection = made
+                join_chunks(made, AsyncJoiningRead)
+            elif not self._is_ours:
                 look_for_redirect(name, info, request)
 
         try:
-            built = self._build(client, request)
-            built.extensions["trace"] = trace
+            built = self._build(client, request, trace)
             # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
             with self.within(request, idles=2):
                 response = await client.send(built, **self._send_options())
@@ -200,9 +204,12 @@ def async_io(
     check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
         return AsyncIO(lambda: http_client, auth, is_ours=False)
-    hooks: Hooks = {"request": [_check_headers_async], "response": [_refuse_redirect_async]}
+    hooks: Hooks = {
+        "request": [] if auth is None else [_check_headers_async],
+        "response": [_refuse_redirect_async],
+    }
     return AsyncIO(
-        lambda: httpx.AsyncClient(transport=make_transport(), limits=LIMITS, event_hooks=hooks),
+        lambda: _Client(transport=make_transport(), limits=LIMITS, event_hooks=hooks),
         auth,
         is_ours=True,
     )

@@ -16,6 +16,7 @@ from .clients import (
     LIMITS,
     ClientIO,
     Hooks,
+    OwnClient,
     check_client,
     check_headers,
     check_kind,
@@ -23,6 +24,10 @@ from .clients import (
     refuse_redirect,
 )
 from .failures import TRANSPORT_ERRORS, check_deadline, look_for_redirect, tellable
+
+
+class _Client(OwnClient, httpx.Client):  # type: ignore[misc]  # set as a property
+    pass
 
 
 class _BlockingExchange(Exchange):
@@ -87,17 +92,16 @@ class BlockingIO(ClientIO[httpx.Client]):
         built: httpx.Request | None = None
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
-            if name.endswith(".complete"):
-                made = connection_made(name, info)
-                if made is not None:
-                    join_chunks(made, JoiningRead)
-                    if self._is_ours:
-                        self._note_connection(made)
+            made = connection_made(name, info)
+            if made is not None:
+                join_chunks(made, JoiningRead)
+                if self._is_ours:
+                    self._note_connection(made)
+            elif not self._is_ours:
                 look_for_redirect(name, info, request)
 
         try:
-            built = self._build(client, request)
-            built.extensions["trace"] = trace
+            built = self._build(client, request, trace)
             with self._waiting(request):
                 response = client.send(built, **self._send_options())
         except TRANSPORT_ERRORS as exc:
@@ -142,9 +146,12 @@ def blocking_io(
     check_client(http_client, httpx.Client, transport)
     if http_client is not None:
         return BlockingIO(lambda: http_client, auth, is_ours=False)
-    hooks: Hooks = {"request": [check_headers], "response": [refuse_redirect]}
+    hooks: Hooks = {
+        "request": [] if auth is None else [check_headers],
+        "response": [refuse_redirect],
+    }
     return BlockingIO(
-        lambda: httpx.Client(transport=transport, limits=LIMITS, event_hooks=hooks),
+        lambda: _Client(transport=transport, limits=LIMITS, event_hooks=hooks),
         auth,
         is_ours=True,
     )
