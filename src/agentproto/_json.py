@@ -13,6 +13,7 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import from_json
+from pydantic_core import to_json as write_json
 
 from ._models import WireModel
 
@@ -25,7 +26,7 @@ def to_json(fields_of_body: Mapping[str, Any]) -> bytes:
         ValueError: for NaN, infinity, lone surrogates and cycles, with their path.
     """
     plain = {name: _plain(value, name, 0) for name, value in fields_of_body.items()}
-    return json.dumps(plain, ensure_ascii=False, separators=(",", ":")).encode()
+    return write_json(plain)
 
 
 def parse_json(raw: bytes) -> Any:

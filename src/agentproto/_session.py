@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -86,15 +86,19 @@ class Session:
         self.base_url = base_url
 
     async def call(
-        self, operation: Operation[T], settings: CallSettings, deadline: float | None = None
+        self,
+        operation: Operation[T],
+        settings: CallSettings,
+        deadline: float | None = None,
+        check: Callable[[T], None] | None = None,
     ) -> T:
-        """Ask, and decode the answer; again, where that is safe."""
+        """Ask, decode the answer and check it; again, where that is safe."""
         deadline = deadline or self.io.deadline(settings.timeout)
         whole = await self.whole(operation, settings, deadline)
         wire = self.wire(whole, settings, JSON, deadline)
 
         async def once() -> T:
-            return await self._call_once(whole, wire, settings.max_response_bytes)
+            return await self._call_once(whole, wire, settings.max_response_bytes, check)
 
         return await self.repeat(once, whole, settings, wire)
 
@@ -136,15 +140,9 @@ class Session:
         deadline = deadline or self.io.deadline(settings.timeout)
         operation = await self.whole(operation, settings, deadline)
 
-        def decode_unless_failed(answer: Answer) -> RunWaitResponse[T]:
-            response = operation.decode(answer)
-            if settings.raise_on_failure and response.run.status in FAILED:
-                raise _run_failed(response)
-            return response
-
-        checked = replace(operation, decode=decode_unless_failed)
+        check = _raise_if_failed if settings.raise_on_failure else None
         try:
-            response = await self.call(checked, settings, deadline)
+            response = await self.call(operation, settings, deadline, check)
         except TransportError as error:
             finish = await self._finish(operation, error, settings, deadline)
             if finish is None:
@@ -277,17 +275,27 @@ class Session:
             floor=floor,
         )
 
-    async def _call_once(self, operation: Operation[T], wire: WireRequest, most: int) -> T:
+    async def _call_once(
+        self,
+        operation: Operation[T],
+        wire: WireRequest,
+        most: int,
+        check: Callable[[T], None] | None,
+    ) -> T:
         exchange = await self.open(operation, wire)
         run = run_named_by(exchange.response.headers) or operation.run
         try:
             if operation.has_body:
                 check_has_body(exchange)
             body = await _read(exchange, most)
-            return operation.decode(Answer(exchange.response.headers, body, wire.asked, run))
+            answer = operation.decode(Answer(exchange.response.headers, body, wire.asked, run))
+            if check is not None:
+                check(answer)
         except AgentProtoError as error:
             tell(error, exchange, run)
             raise
+        else:
+            return answer
         finally:
             await exchange.release()
 
@@ -329,7 +337,8 @@ class Session:
 
 
 def _url(base_url: str, request: Request) -> str:
-    return f"{base_url}{request.path}{'?' if request.query else ''}{urlencode(request.query)}"
+    query = f"?{urlencode(request.query)}" if request.query else ""
+    return f"{base_url}{request.path}{query}"
 
 
 def _headers(request: Request, settings: CallSettings, accept: str) -> dict[str, str | bytes]:
@@ -392,6 +401,11 @@ def tell(error: AgentProtoError, exchange: Exchange, run: RunRef | None) -> None
     """Fill in what the exchange and the call know."""
     response = exchange.response
     error.about(run=run, status_code=response.status_code, headers=response.headers)
+
+
+def _raise_if_failed(response: RunWaitResponse[Any]) -> None:
+    if response.run.status in FAILED:
+        raise _run_failed(response)
 
 
 def run_ref_of(run: Run) -> RunRef | None:

@@ -173,7 +173,7 @@ def _typed(
     if state is None or (adapter is not None and asks and not state):
         return None
     if adapter is None:
-        return _PLAIN.validate_python(state)
+        return state if as_object(state) is not None else _PLAIN.validate_python(state)
     try:
         return adapter.validate_python(state)
     except ValidationError as exc:
