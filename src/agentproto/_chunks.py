@@ -18,8 +18,8 @@ _IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IG
 _CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
-_ENOUGH = 16_384
-"""Bytes that are a piece: of larger ones, more events would wait at a time, for nothing."""
+_ENOUGH = 65_536
+"""Bytes that are a piece: a quarter takes 5 % longer, of larger ones more events would wait."""
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 

@@ -34,6 +34,8 @@ from ._models import (
     messages_event,
     piece_of_text,
     piece_of_text_in,
+    text_added,
+    text_added_in,
 )
 from ._shapes import as_list, as_object
 from ._sse import ServerSentEvent
@@ -112,11 +114,12 @@ def _add_interrupts(known: dict[str, Interrupt], more: Iterable[Interrupt]) -> N
 
 
 class EventReader(Generic[T]):
-    """Server-sent events to `RunEvent`s. It remembers the last root values, nothing else."""
+    """Server-sent events to `RunEvent`s. It remembers the last root values and the last chunk."""
 
     def __init__(self, values_type: type[T] | None) -> None:
         self._adapter = None if values_type is None else values_adapter(values_type)
         self._last_values: Any = None
+        self._last_piece: dict[str, Any] | None = None
 
     def read(self, sse: ServerSentEvent) -> RunEvent[T]:
         """The event in a block.
@@ -127,17 +130,34 @@ class EventReader(Generic[T]):
         name = sse.event
         try:
             if name == "messages":
-                return _chunk(sse, ())
+                return self._chunk(sse, ())
             namespace: tuple[str, ...] = ()
             if "|" in name:
                 name, *inner = name.split("|")
                 namespace = () if inner == [""] else tuple(inner)
             if name == "values":
                 return self._values(sse, namespace)
+            if name == "messages":
+                return self._chunk(sse, namespace)
             read = _READERS.get(name) or _READERS_OF_WHOLE_RUN.get(sse.event, _unknown)
             return read(sse, namespace)
         except ValidationError as exc:
             raise _unusable(sse, first_problem(exc)) from exc
+
+    def _chunk(self, sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
+        try:
+            data = from_json(sse.data)
+        except ValueError:
+            data = _json(sse)
+        last = self._last_piece
+        # Nearly always. It tells at once what the piece is, and that it only adds to the text.
+        added = None if last is None else text_added_in(data, last)
+        if added is not None:
+            return messages_event(sse.event, data, "chunk", sse.own_id, namespace, data[0], added)
+        piece = piece_of_text_in(data)
+        self._last_piece = None if piece is None else piece.copy()
+        event = messages_event(sse.event, data, "chunk", sse.own_id, namespace, piece)
+        return _checked(event) if piece is None else event
 
     def _values(self, sse: ServerSentEvent, namespace: tuple[str, ...]) -> ValuesEvent[T]:
         if self._adapter is None or namespace:
@@ -164,16 +184,6 @@ def _updates(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UpdatesEvent:
 
 def _custom(sse: ServerSentEvent, namespace: tuple[str, ...]) -> CustomEvent:
     return CustomEvent(sse.event, _json(sse), sse.own_id, namespace)
-
-
-def _chunk(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
-    try:
-        data = from_json(sse.data)
-    except ValueError:
-        data = _json(sse)
-    piece = piece_of_text_in(data)
-    event = messages_event(sse.event, data, "chunk", sse.own_id, namespace, piece)
-    return _checked(event) if piece is None else event
 
 
 def _partial(sse: ServerSentEvent, namespace: tuple[str, ...]) -> MessagesEvent:
@@ -211,7 +221,6 @@ def _unknown(sse: ServerSentEvent, namespace: tuple[str, ...]) -> UnknownEvent:
 _READERS: dict[str, Callable[[ServerSentEvent, tuple[str, ...]], RunEvent[Any]]] = {
     "metadata": _metadata,
     "updates": _updates,
-    "messages": _chunk,
     "messages/partial": _partial,
     "messages/complete": _complete,
     "messages/metadata": _about_messages,
@@ -293,7 +302,8 @@ class Transcript(Generic[T]):
         self._interrupts: dict[str, Interrupt] = {}
         self.status: RunStatus | str | None = None
         self._messages: dict[str | None, _Growing | Message] = {}
-        self._growing: _Growing | None = None  # that which the last piece was appended to
+        # That which the last chunk was appended to, if another such adds nothing but its text.
+        self._growing: _Growing | None = None
 
     @property
     def interrupts(self) -> list[Interrupt]:
@@ -312,22 +322,19 @@ class Transcript(Generic[T]):
 
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
+        text, growing = text_added(event), self._growing
+        if text is not None and growing is not None:
+            growing.text.write(text)
+            return text if growing.is_said else ""
         piece = piece_of_text(event)
         if piece is not None:
-            growing = self._growing
-            if growing is not None and growing.last is not None:
-                growing.last["content"] = text = piece["content"]
-                if piece == growing.last:
-                    # Nearly every event: it differs from the one before by its text alone.
-                    growing.text.write(text)
-                    return text if growing.is_said else ""
             known = self._messages.get(piece.get("id"))
-            if isinstance(known, _Growing) and known is not growing:
-                self._growing = known
-                return self.add(event)
             if isinstance(known, _Growing):
-                return known.append_piece(piece)
+                said = known.append_piece(piece)
+                self._growing = known if known.last is not None else None
+                return said
         if isinstance(event, MessagesEvent):
+            self._growing = None
             return "".join([self._said(message, event.kind) for message in event.messages])
         match event:
             case ValuesEvent(namespace=()):
@@ -420,12 +427,20 @@ class _Growing:
 
     def append_piece(self, piece: dict[str, Any]) -> str:
         """Append a piece of text as it was sent; returns the text if the assistant says it."""
-        message = message_from(piece)
-        self.append(message)
-        self.is_said = message.role == "assistant"
-        if not self._blocks and all(map(_is_said_once, piece.values())):
-            self.last = piece.copy()
-        return message.text if self.is_said else ""
+        text: str = piece["content"]
+        last = self.last
+        if last is not None:
+            last["content"] = text
+        if piece == last:
+            # Of one of several messages that grow at a time: it differs by its text alone.
+            self.text.write(text)
+        else:
+            message = message_from(piece)
+            self.append(message)
+            self.is_said = message.role == "assistant"
+            if not self._blocks and all(map(_is_said_once, piece.values())):
+                self.last = piece.copy()
+        return text if self.is_said else ""
 
     def _append_extra(self, name: str, value: Any) -> None:
         before, more = as_list(self._extra.get(name)), as_list(value)

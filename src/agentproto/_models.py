@@ -461,7 +461,8 @@ class UpdatesEvent:
 class _Made:
     """A place for what was made of an event, which is no field of it."""
 
-    __slots__ = ("_made",)
+    __slots__ = ("_added", "_made")
+    _added: str | None
     _made: tuple[Message, ...] | dict[str, Any] | None
 
 
@@ -528,7 +529,32 @@ def piece_of_text_in(data: Any) -> dict[str, Any] | None:
     return piece if is_chunk else None
 
 
+def text_added_in(data: Any, like: dict[str, Any]) -> str | None:
+    """The text in the data of a chunk where it differs from a piece of text by that alone.
+
+    `like` is such a piece, and takes the text.
+    """
+    try:
+        piece, metadata = data
+        like["content"] = text = piece["content"]
+        is_like = (
+            piece == like
+            and type(text) is str
+            and type(metadata) is _OBJECT
+            and "content" not in metadata
+        )
+    except (LookupError, TypeError, ValueError):
+        return None
+    return text if is_like else None
+
+
 _OBJECT: Any = dict  # told so that a type checker does not ask of what
+
+
+def text_added(event: object) -> str | None:
+    """The text of an event that differs from the chunk before it by that alone."""
+    added: str | None = getattr(event, "_added", None)
+    return added
 
 
 def piece_of_text(event: object) -> dict[str, Any] | None:
@@ -555,8 +581,12 @@ def messages_event(
     event_id: str | None,
     namespace: tuple[str, ...],
     piece: dict[str, Any] | None = None,
+    added: str | None = None,
 ) -> MessagesEvent:
-    """The same as `MessagesEvent(...)`. `piece` is what `piece_of_text_in` found in its data."""
+    """The same as `MessagesEvent(...)`.
+
+    `piece` is what `piece_of_text_in` found in its data, `added` what `text_added_in` did.
+    """
     made: Any = _Open()
     made.event = event
     made.data = data
@@ -564,6 +594,7 @@ def messages_event(
     made.id = event_id
     made.namespace = namespace
     made._made = piece
+    made._added = added
     made.__class__ = MessagesEvent
     whole: MessagesEvent = made
     return whole

@@ -97,7 +97,8 @@ class RunCursor:
         self, events: list[ServerSentEvent], before_join: frozenset[str]
     ) -> Iterator[ServerSentEvent]:
         for event in events:
-            yield from self._new_with(event, before_join)
+            for one in event.each():
+                yield from self._new_with(one, before_join)
 
     def why_not_joinable(self, *, can_replay: bool) -> str | None:
         """Why a join could lose or double events; None if it cannot.

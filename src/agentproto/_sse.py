@@ -29,6 +29,9 @@ class ServerSentEvent:
     `data` is the bytes of its data lines, joined by LF and not yet decoded. `id` is the last
     event id of the stream when the event was dispatched, `own_id` the one its own block gave:
     "" if it reset it, None if it gave none. `retry` is in milliseconds.
+
+    Of events that came together and differ by their data alone there may be one for all: `more`
+    is what is left of their data, the last first, and `data` is that of the one at hand.
     """
 
     event: str
@@ -36,11 +39,19 @@ class ServerSentEvent:
     id: str
     own_id: str | None
     retry: int | None
+    more: list[bytes] | None = None
 
     @property
     def text(self) -> str:
         """The data as text; bytes that are no UTF-8 become U+FFFD."""
         return self.data.decode("utf-8", "replace")
+
+    def each(self) -> list[ServerSentEvent]:
+        """One for each event that this one stands for."""
+        if self.more is None:
+            return [self]
+        of_each = reversed(self.more)
+        return [ServerSentEvent(self.event, data, self.id, self.own_id, None) for data in of_each]
 
 
 class SSEDecoder:
@@ -84,6 +95,10 @@ class SSEDecoder:
 
     def feed(self, chunk: bytes) -> list[ServerSentEvent]:
         """The events that end within this chunk."""
+        return [one for event in self.feed_runs(chunk) for one in event.each()]
+
+    def feed_runs(self, chunk: bytes) -> list[ServerSentEvent]:
+        """The same, with one for all of those that differ by their data alone."""
         if self._after_cr and chunk:
             # A line that ends in CR was taken at once; an LF that follows belongs to it.
             chunk = chunk.removeprefix(b"\n")
@@ -175,8 +190,9 @@ class SSEDecoder:
             # One of them is more than its data.
             run = list(takewhile(lambda data: b"\n" not in data, run))
             end = at + sum(map(len, run)) + len(run) * len(between) - 2
-        last_id = self._last_event_id
-        events += [ServerSentEvent(name, data, last_id, None, None) for data in run]
+        if run:
+            run.reverse()
+            events.append(ServerSentEvent(name, b"", self._last_event_id, None, None, run))
         return end + 2
 
     def _rest_of_block(self, rest: bytes) -> tuple[bytes, str | None] | None:

@@ -122,8 +122,14 @@ class EventStream(Generic[T]):
 
     def take(self) -> RunEvent[T] | None:
         """The next event that has arrived; None if there is none."""
-        while self._pending:
-            sse = self._pending.popleft()
+        pending = self._pending
+        while pending:
+            sse = pending[0]
+            more = sse.more
+            if more:
+                sse.data = more.pop()
+            if not more:
+                pending.popleft()
             try:
                 event = self._operation.decode(sse)
                 if type(event) in _TELLING:
@@ -150,6 +156,9 @@ class EventStream(Generic[T]):
         """The next block that has arrived, not decoded; None if there is none."""
         while self._pending:
             sse = self._pending.popleft()
+            if sse.more:
+                self._pending.extendleft(reversed(sse.each()))
+                continue
             if sse.event == "metadata":
                 had_metadata = self._had_metadata
                 self._learn_run_quietly(sse)
@@ -308,7 +317,7 @@ class EventStream(Generic[T]):
     def _take_in(self, piece: bytes) -> bool:
         """Whether nothing comes behind this piece."""
         try:
-            for sse in self._cursor.take_in(self._decoder.feed(piece)):
+            for sse in self._cursor.take_in(self._decoder.feed_runs(piece)):
                 self._pending.append(sse)
                 if sse.event in LAST:
                     self._all_arrived = True
