@@ -343,14 +343,34 @@ pieces = st.builds(
 )
 
 
-@given(st.lists(pieces, max_size=6))
-def test_piece_of_text_adds_up_to_what_a_whole_message_does(sent: list[dict[str, Any]]) -> None:
+# Most events are like one before, but for their text, and have faster ways that hang on that.
+conversations = st.lists(pieces, min_size=1, max_size=3).flatmap(
+    lambda few: st.lists(
+        st.tuples(
+            st.sampled_from([*["messages"] * 5, "messages|sub", "messages/partial"]),
+            st.builds(
+                lambda piece, text: piece if text is None else {**piece, "content": text},
+                st.sampled_from(few),
+                st.sampled_from([None, "", "d", "e"]),
+            ),
+        ),
+        max_size=12,
+    )
+)
+
+
+@given(conversations)
+def test_piece_of_text_adds_up_to_what_a_whole_message_does(
+    sent: list[tuple[str, dict[str, Any]]],
+) -> None:
     """Differential: with metadata beside it a piece has a faster way, which must lead there."""
-    told, transcript = said(*[sse("messages", [piece, {}]) for piece in sent])
-    expected, plain = said(*[sse("messages", [piece]) for piece in sent])
+    told, transcript = said(
+        *[sse(name, [piece] if "/" in name else [piece, {}]) for name, piece in sent]
+    )
+    expected, plain = said(*[sse(name, [piece]) for name, piece in sent])
     assert (told, transcript.messages) == (expected, plain.messages)
     reader = EventReader[Any](None)
-    for piece in sent:
+    for _, piece in sent:
         event = reader.read(sse("messages", [piece, {"node": "n"}]))
         assert isinstance(event, MessagesEvent)
         assert event.messages == (Message.model_validate(piece),)
@@ -369,6 +389,33 @@ def test_last_piece_tells_what_is_beside_the_text(values: list[Any]) -> None:
     last = [v for value in values for v in value] if isinstance(values[-1], list) else values[-1]
     assert repr((whole.model_extra or {})["v"]) == repr(last)
     assert whole.text == "aaa"
+
+
+def test_pieces_of_two_messages_do_not_mix() -> None:
+    """What is like the last piece belongs to the message of that one."""
+    sent = [("m", "a"), ("m", "b"), ("n", "c"), ("n", "d"), ("n", "e"), ("m", "f")]
+    texts, transcript = said(*[sse("messages", [message(text, of), {}]) for of, text in sent])
+    assert texts == [*"abcdef"]
+    assert [m.text for m in transcript.messages] == ["abf", "cde"]
+
+
+@pytest.mark.parametrize("beside", [["x"], "x", None, 5, [], message("b", "n"), {"content": 1}])
+@pytest.mark.parametrize("content", ["b", None, 5, ["b"], {}])
+def test_piece_is_judged_alike_behind_any_other(content: Any, beside: Any) -> None:
+    """Behind a piece that it is like, it is told by that: no more may pass than by itself."""
+
+    def outcome(*before: ServerSentEvent) -> Any:
+        reader = EventReader[Any](None)
+        for block in before:
+            reader.read(block)
+        try:
+            event = reader.read(sse("messages", [{**message("", "m"), "content": content}, beside]))
+        except ProtocolError as error:
+            return str(error)
+        assert isinstance(event, MessagesEvent)
+        return event.messages, event.metadata
+
+    assert outcome(sse("messages", [message("a", "m"), {}])) == outcome()
 
 
 @pytest.mark.parametrize("role", [[], {}, 0, False, 5])

@@ -542,6 +542,19 @@ def test_nothing_is_dropped_on_the_first_connection() -> None:
     assert list(cursor.take_in(twice)) == twice
 
 
+def test_events_that_are_alike_are_looked_at_one_by_one() -> None:
+    """FAULTS 3: those without ids are repeats before the last one, and new behind it."""
+
+    def alike(*data: bytes) -> ServerSentEvent:
+        return ServerSentEvent("custom", b"", "2", None, None, [*reversed(data)])
+
+    cursor = RunCursor()
+    list(cursor.take_in([seen("1"), seen("2")]))
+    cursor.joined()
+    events_seen = [alike(b"a", b"b"), seen("2"), alike(b"c", b"d")]
+    assert [event.data for event in cursor.take_in(events_seen)] == [b"c", b"d"]
+
+
 def test_long_ids_are_remembered_in_little_memory() -> None:
     """FAULTS 2: ids are hostile: 4,096 of a megabyte each must not be kept."""
     cursor = RunCursor()

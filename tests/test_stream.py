@@ -84,6 +84,37 @@ async def test_events_come_typed_and_in_order(flavour: Flavour) -> None:
         await flavour.close(client)
 
 
+TOKENS = [
+    b'event: messages\ndata: [{"content":"%b","type":"ai","id":"m"},{}]\n\n' % text
+    for text in (b"a", b"b", b"c", b"d")
+]
+ALIKE = b"".join([META, *TOKENS, *[b"event: custom\ndata: %d\n\n" % n for n in range(4)], END])
+
+
+@pytest.mark.parametrize("size", [1, 40, 10_000])
+async def test_events_that_are_alike_come_one_by_one(flavour: Flavour, size: int) -> None:
+    """Those that come in one piece are held as one: they are handed over as any other."""
+    pieces = [ALIKE[at : at + size] for at in range(0, len(ALIKE), size)]
+    stream_of_all = events(*pieces)
+    no_values = json_answer("{}", 404)
+    with raw_server(stream_of_all, stream_of_all, no_values, stream_of_all) as server:
+        client = flavour.client(server.url)
+        stream = client.create_and_stream_run(agent_id="a")
+        taken = await flavour.take(stream, 7)
+        assert [event.data for event in taken[5:]] == [0, 1]
+        assert "".join(event.messages[0].text for event in taken[1:5]) == "abcd"
+        assert stream.core.delivered == 7
+        rest = await flavour.collect(stream)
+        assert [event.data for event in rest] == [2, 3, {"status": "success"}]
+        stream = client.create_and_stream_run(agent_id="a")
+        assert await flavour.text(stream) == ["a", "b", "c", "d"]
+        assert (await flavour.call(stream.final)).messages[0].text == "abcd"
+        blocks = await flavour.blocks(client.create_and_stream_run(agent_id="a"))
+        assert [block.data for block in blocks[5:]] == [*"0123", '{"status":"success"}']
+        assert [json.loads(block.data)[0]["content"] for block in blocks[1:5]] == [*"abcd"]
+        await flavour.close(client)
+
+
 async def test_nothing_is_sent_until_the_stream_is_used(flavour: Flavour) -> None:
     """DESIGN: the request goes out on entering or on the first event."""
     with raw_server(events(META, END)) as server:
