@@ -529,25 +529,6 @@ def piece_of_text_in(data: Any) -> dict[str, Any] | None:
     return piece if is_chunk else None
 
 
-def text_added_in(data: Any, like: dict[str, Any]) -> str | None:
-    """The text in the data of a chunk where it differs from a piece of text by that alone.
-
-    `like` is such a piece, and takes the text.
-    """
-    try:
-        piece, metadata = data
-        like["content"] = text = piece["content"]
-        is_like = (
-            piece == like
-            and type(text) is str
-            and type(metadata) is _OBJECT
-            and "content" not in metadata
-        )
-    except (LookupError, TypeError, ValueError):
-        return None
-    return text if is_like else None
-
-
 _OBJECT: Any = dict  # told so that a type checker does not ask of what
 
 
@@ -585,7 +566,7 @@ def messages_event(
 ) -> MessagesEvent:
     """The same as `MessagesEvent(...)`.
 
-    `piece` is what `piece_of_text_in` found in its data, `added` what `text_added_in` did.
+    `piece` is what `piece_of_text_in` found in its data, `added` what `text_added` shall tell.
     """
     made: Any = _Open()
     made.event = event
