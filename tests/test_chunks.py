@@ -183,12 +183,17 @@ def test_size_that_comes_byte_by_byte_is_understood() -> None:
     assert chunks == 2
 
 
-def test_what_is_joined_has_a_limit() -> None:
-    """So that no more events wait at a time than need to."""
-    together = chunk(b"x" * 100) * 600
-    told, chunks = read_by_h11([[HEAD, together, b"0\r\n\r\n"]], joins=True)
-    assert b"x" * 60_000 in told
-    assert chunks == 4
+@pytest.mark.parametrize("end", [b"", b"\r", b"\n", b"xx", b"\n\r", b"\r\n\r\n", b"\r\r\n"])
+@pytest.mark.parametrize("size", [1, 0x10, 0x123])
+def test_chunk_with_another_end_is_judged_by_the_parser(end: bytes, size: int) -> None:
+    """Though what stands behind it looks like the size of a next one."""
+    whole, cut_short = chunk(b"x" * 0x11), chunk(b"y" * size).removesuffix(b"\r\n")
+    answers = [[HEAD, whole * 3 + cut_short + end + whole * 3 + b"0\r\n\r\n"]]
+    plainly, many = read_by_h11(answers, joins=False)
+    joined, few = read_by_h11(answers, joins=True)
+    assert joined == plainly
+    assert few < many
+    assert read_by_aiohttp(answers, joins=True) == read_by_aiohttp(answers, joins=False)
 
 
 def test_aiohttp_may_tell_its_parser_to_go_on() -> None:

@@ -18,8 +18,6 @@ _IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IG
 _CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
-_ENOUGH = 65_536
-"""Bytes that are a piece: a quarter takes 5 % longer, of larger ones more events would wait."""
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
@@ -57,25 +55,30 @@ class ChunkJoiner:
             self._begin_chunk(data)
         if not self._is_on or self._size_line:
             return data
-        at = start = min(self._rest, len(data))
+        at = first = min(self._rest, len(data))
         self._rest -= at
-        out = [data[:at]]
+        begin = data.find(b"\n", at, at + _LONGEST_LINE) + 1
+        end = begin + _size_in(data[at:begin])
         chunks: list[bytes] = []
-        while True:
-            begin = data.find(b"\n", at, at + _LONGEST_LINE) + 1
-            end = begin + _size_in(data[at:begin])
-            if begin == end or not data.startswith(b"\r\n", end):
+        width = begin - at + 2
+        while begin != end:
+            # The end of this chunk and the next size are looked at as one. Mostly sizes have as
+            # many digits as the one before: to search them takes half as long again.
+            following = end + width
+            size = _size_behind(data[end:following])
+            if not size:
+                following = data.find(b"\n", end + 2, end + 2 + _LONGEST_LINE) + 1
+                width = following - end
+                size = _size_behind(data[end:following])
+            if size or data.startswith(b"\r\n", end):
+                chunks.append(data[begin:end])
+                at = end + 2
+            if not size:
                 break
-            chunks.append(data[begin:end])
-            at = end + 2
-            if at - start >= _ENOUGH:
-                out.append(_as_one(chunks))
-                chunks, start = [], at
+            begin, end = following, following + size
         if not self._rest:
             self._begin_chunk(data[at:], passed=len(data) - at)
-        if len(out) == 1 and len(chunks) < 2:
-            return data
-        return b"".join([*out, _as_one(chunks), data[at:]])
+        return data if len(chunks) < 2 else data[:first] + _as_one(chunks) + data[at:]
 
     def _begin_chunk(self, data: bytes, *, passed: int = 0) -> None:
         """How far a chunk that is not whole reaches behind what has `passed`, or its size line."""
@@ -90,13 +93,19 @@ class ChunkJoiner:
 
 def _as_one(chunks: list[bytes]) -> bytes:
     body = b"".join(chunks)
-    return b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 @lru_cache(maxsize=4096)
 def _size_in(line: bytes) -> int:
     """The bytes of the chunk that this line begins; 0 for one that is the last, or not plain."""
     return int(line, 16) if _SIZE_LINE.fullmatch(line) else 0
+
+
+@lru_cache(maxsize=4096)
+def _size_behind(end_and_line: bytes) -> int:
+    """The same of a line that stands behind the end of a chunk."""
+    return _size_in(end_and_line[2:]) if end_and_line.startswith(b"\r\n") else 0
 
 
 class JoiningRead(ChunkJoiner):
