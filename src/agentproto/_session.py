@@ -50,7 +50,7 @@ MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CallSettings:
     """How a call is made, whatever it asks for: the client's settings with the call's own."""
 
@@ -64,7 +64,7 @@ class CallSettings:
     stop: Stop | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Outcome:
     """How a run ended, as far as that was told."""
 

@@ -49,7 +49,7 @@ def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Answer:
     """A whole response: headers and body of a 2xx, and the run that they name or that was meant."""
 
@@ -59,7 +59,7 @@ class Answer:
     run: RunRef | None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Request:
     """What to send. `path` is percent-encoded and relative to the base URL.
 
@@ -85,7 +85,7 @@ class Request:
         return f"{self.method} /{self.path}"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class Operation(Request, Generic[T]):
     """A call whose answer is one JSON body."""
 
@@ -95,7 +95,7 @@ class Operation(Request, Generic[T]):
     follow_up: FollowUp[T] | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class StreamOperation(Request, Generic[T]):
     """A call whose answer is a stream of events, those behind `last_event_id` where it is given.
 
@@ -117,7 +117,7 @@ class StreamOperation(Request, Generic[T]):
 R = TypeVar("R")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Needs(Generic[R]):
     """What must be asked before: `then` makes the whole request of the answer."""
 
@@ -125,7 +125,7 @@ class Needs(Generic[R]):
     then: Callable[[Any], R]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
 class FollowUp(Generic[T]):
     """What may be asked of a run afterwards; None where the server cannot be asked.
 

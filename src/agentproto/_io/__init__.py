@@ -88,7 +88,7 @@ def running_loop() -> AbstractEventLoop | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WireRequest:
     """A request as it goes on the wire. `deadline` is a reading of the port's clock."""
 
