@@ -78,7 +78,10 @@ class ChunkJoiner:
             begin, end = following, following + size
         if not self._rest:
             self._begin_chunk(data[at:], passed=len(data) - at)
-        return data if len(chunks) < 2 else data[:first] + _as_one(chunks) + data[at:]
+        if len(chunks) < 2:
+            return data
+        size_line = b"%x\r\n" % sum(map(len, chunks))
+        return b"".join([data[:first], size_line, *chunks, b"\r\n", data[at:]])
 
     def _begin_chunk(self, data: bytes, *, passed: int = 0) -> None:
         """How far a chunk that is not whole reaches behind what has `passed`, or its size line."""
@@ -89,11 +92,6 @@ class ChunkJoiner:
         is_cut = not size and _CUT_LINE.fullmatch(line) is not None
         self._size_line = line if is_cut else b""
         self._is_on = is_cut or self._rest > 0
-
-
-def _as_one(chunks: list[bytes]) -> bytes:
-    body = b"".join(chunks)
-    return b"%x\r\n%b\r\n" % (len(body), body)
 
 
 @lru_cache(maxsize=4096)
