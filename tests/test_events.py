@@ -399,17 +399,25 @@ def test_pieces_of_two_messages_do_not_mix() -> None:
     assert [m.text for m in transcript.messages] == ["abf", "cde"]
 
 
-@pytest.mark.parametrize("beside", [["x"], "x", None, 5, [], message("b", "n"), {"content": 1}])
-@pytest.mark.parametrize("content", ["b", None, 5, ["b"], {}])
-def test_piece_is_judged_alike_behind_any_other(content: Any, beside: Any) -> None:
-    """Behind a piece that it is like, it is told by that: no more may pass than by itself."""
+NO_TEXTS: list[Any] = [None, 5, ["b"], {}]
+NO_PIECES: list[Any] = [
+    *[5, "xy", None, {}, {"content": "b", "id": "m"}, [], [{}], [{}, {}], ["x", {}], [["x"], {}]],
+    *[[message("", "m") | {"content": other}, {}] for other in NO_TEXTS],
+    *[[message("b", "m"), beside] for beside in (["x"], "x", None, 5, [], {"content": 1})],
+    *[[message("b", "m")], [message("b", "m"), message("b", "n")], [message("b", "m"), {}, {}]],
+]
+
+
+@pytest.mark.parametrize("data", NO_PIECES, ids=str)
+def test_chunk_is_judged_alike_behind_a_piece_that_it_resembles(data: Any) -> None:
+    """What is like the piece before is told by that: no more may pass than by itself."""
 
     def outcome(*before: ServerSentEvent) -> Any:
         reader = EventReader[Any](None)
         for block in before:
             reader.read(block)
         try:
-            event = reader.read(sse("messages", [{**message("", "m"), "content": content}, beside]))
+            event = reader.read(sse("messages", data))
         except ProtocolError as error:
             return str(error)
         assert isinstance(event, MessagesEvent)
