@@ -462,6 +462,20 @@ async def test_redirect_reaches_nobody(flavour: Flavour) -> None:
     assert target.requests == []
 
 
+@pytest.mark.parametrize("own", [True, False], ids=["own", "given"])
+async def test_redirect_is_told_as_it_was_asked_for(flavour: Flavour, own: bool) -> None:
+    """An id stays one segment there, too."""
+    kind = httpx.AsyncClient if isinstance(flavour, Async) else httpx.Client
+    given = {} if own else {"http_client": kind()}
+    with raw_server(answer(307, location="/caf\u00e9")) as server:
+        client = flavour.client(server.url, **given)
+        with pytest.raises(ProtocolError, match=r"GET /runs/r%C3%BC%2Fx was answered 307 .* '/caf"):
+            await flavour.call(client.get_run, "r\u00fc/x")
+        await flavour.close(client)
+        for http_client in given.values():
+            await _close(http_client)
+
+
 async def _close(own: httpx.AsyncClient | httpx.Client) -> None:
     if isinstance(own, httpx.AsyncClient):
         await own.aclose()
@@ -766,18 +780,44 @@ async def test_closed_client_says_so(flavour: Flavour) -> None:
 
 async def test_cookie_is_kept(flavour: Flavour) -> None:
     """Load balancers find the server of a session by one, whichever call had set it."""
-    answers = [
-        json_answer(DONE),
-        json_answer(DONE, set_cookie="node=a; Path=/"),
-        *[json_answer(DONE)] * 2,
-    ]
-    with raw_server(*answers) as server:
+    set_by = [json_answer(DONE, set_cookie=told) for told in ("node=a; Path=/", "b=caf\u00e9")]
+    with raw_server(json_answer(DONE), *set_by, json_answer(DONE)) as server:
         client = flavour.client(server.url)
-        for _ in answers:
+        for _ in range(4):
             await flavour.call(client.create_and_wait_run)
         await flavour.close(client)
     sent = [request.headers.get("cookie") for request in server.requests]
     assert sent == [None, None, "node=a", "node=a"]
+
+
+async def test_connection_is_asked_for_unless_the_caller_does_not_want_it(flavour: Flavour) -> None:
+    """As httpx asks by itself; a server of HTTP/1.0 keeps none without."""
+    with raw_server(json_answer(DONE)) as server:
+        client = flavour.client(server.url)
+        await flavour.call(client.create_and_wait_run)
+        await flavour.call(client.create_and_wait_run, headers={"Connection": "close"})
+        await flavour.close(client)
+    asked = [request.headers["connection"].lower() for request in server.requests]
+    assert asked == ["keep-alive", "close"]
+
+
+class Signing(httpx.Client):
+    """A client of a caller's, as companies have one."""
+
+    def build_request(self, method: str, url: Any, **options: Any) -> httpx.Request:
+        assert url.endswith("/runs/wait")
+        assert options["timeout"].read == 7
+        options["extensions"] = {"sni_hostname": "x"}
+        return super().build_request(method, url, **options)
+
+
+def test_client_of_the_caller_may_build_requests_itself() -> None:
+    """It is asked as always; what it adds stays, and so do the limits."""
+    built: list[httpx.Request] = []
+    with raw_server(json_answer(DONE)) as server, Signing() as own:
+        own.event_hooks = {"request": [built.append]}
+        RunsClient(server.url, http_client=own, timeout=7).create_and_wait_run()
+    assert built[0].extensions.keys() >= {"sni_hostname", "timeout", "trace"}
 
 
 def test_sync_client_is_a_context_manager() -> None:

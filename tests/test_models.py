@@ -215,6 +215,23 @@ json_values = st.recursive(
 )
 
 
+@dataclass(frozen=True)
+class Tagged(str):
+    source: str = "web"
+
+
+@dataclass
+class Price(float):
+    currency: str = "EUR"
+
+
+def test_text_and_numbers_are_sent_as_such_whatever_else_they_are() -> None:
+    """Seen: a faster writer took a dataclass that is text for its fields, and sent those."""
+    price = Price.__new__(Price, 9.5)
+    sent = to_json({"input": [Tagged("hello"), price, {Tagged("key"): 1}]})
+    assert sent == b'{"input":["hello",9.5,{"key":1}]}'
+
+
 @given(json_values)
 def test_json_arrives_as_it_was_given(value: Any) -> None:
     """Property: what is sent reads back equal."""

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from pydantic import BaseModel
 from pydantic_core import from_json
-from pydantic_core import to_json as write_json
 
 from ._models import WireModel
 
@@ -26,7 +25,11 @@ def to_json(fields_of_body: Mapping[str, Any]) -> bytes:
         ValueError: for NaN, infinity, lone surrogates and cycles, with their path.
     """
     plain = {name: _plain(value, name, 0) for name, value in fields_of_body.items()}
-    return write_json(plain)
+    return _ENCODER.encode(plain).encode()
+
+
+# Not that of pydantic: it writes what subclasses of str, int and float say they are.
+_ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
 def parse_json(raw: bytes) -> Any:

@@ -19,18 +19,14 @@ from .clients import (
     LIMITS,
     ClientIO,
     Hooks,
-    OwnClient,
     check_client,
     check_headers,
     check_kind,
     connection_made,
+    own_client,
     refuse_redirect,
 )
 from .failures import is_of_network, look_for_redirect, ran_out, tellable
-
-
-class _Client(OwnClient, httpx.AsyncClient):  # type: ignore[misc]  # set as a property
-    pass
 
 
 class _AsyncExchange(Exchange):
@@ -155,7 +151,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
             if made is not None:
                 connection = made
                 join_chunks(made, AsyncJoiningRead)
-            elif not self._is_ours:
+            else:
                 look_for_redirect(name, info, request)
 
         try:
@@ -209,7 +205,7 @@ def async_io(
         "response": [_refuse_redirect_async],
     }
     return AsyncIO(
-        lambda: _Client(transport=make_transport(), limits=LIMITS, event_hooks=hooks),
+        lambda: own_client(httpx.AsyncClient, transport=make_transport(), event_hooks=hooks),
         auth,
         is_ours=True,
     )

@@ -13,21 +13,16 @@ import httpx
 from .._chunks import JoiningRead, join_chunks
 from . import AuthTypes, Exchange, WireRequest, forks, shut_down
 from .clients import (
-    LIMITS,
     ClientIO,
     Hooks,
-    OwnClient,
     check_client,
     check_headers,
     check_kind,
     connection_made,
+    own_client,
     refuse_redirect,
 )
 from .failures import TRANSPORT_ERRORS, check_deadline, look_for_redirect, tellable
-
-
-class _Client(OwnClient, httpx.Client):  # type: ignore[misc]  # set as a property
-    pass
 
 
 class _BlockingExchange(Exchange):
@@ -97,7 +92,7 @@ class BlockingIO(ClientIO[httpx.Client]):
                 join_chunks(made, JoiningRead)
                 if self._is_ours:
                     self._note_connection(made)
-            elif not self._is_ours:
+            else:
                 look_for_redirect(name, info, request)
 
         try:
@@ -151,7 +146,7 @@ def blocking_io(
         "response": [refuse_redirect],
     }
     return BlockingIO(
-        lambda: _Client(transport=transport, limits=LIMITS, event_hooks=hooks),
+        lambda: own_client(httpx.Client, transport=transport, event_hooks=hooks),
         auth,
         is_ours=True,
     )

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from functools import cached_property, lru_cache, partial
+from functools import lru_cache
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
@@ -135,27 +135,28 @@ class ClientIO(ABC, Generic[C]):
 
     def _build(self, client: C, request: WireRequest, trace: Callable[..., Any]) -> httpx.Request:
         limits = _limits_left(request)
-        # A client of ours has nothing but cookies to add: it takes twice as long to look for more.
-        make = (
-            partial(httpx.Request, cookies=client.cookies)
-            if self._is_ours
-            else client.build_request
+        timeout = httpx.Timeout(
+            connect=limits.connect, read=limits.idle, write=limits.idle, pool=limits.connect
         )
-        return make(
+        if self._is_ours:
+            # What a client of ours would build, in a third of the time: it adds nothing else.
+            return httpx.Request(
+                request.method,
+                _parsed(request.url),
+                headers=_as_pairs({"connection": "keep-alive", **request.headers}),
+                cookies=client.cookies,
+                content=request.content,
+                extensions={"timeout": timeout.as_dict(), "trace": trace},
+            )
+        built = client.build_request(
             request.method,
-            _parsed(request.url),
-            headers=[(name.encode(), _as_bytes(v)) for name, v in request.headers.items()],
+            request.url,
+            headers=_as_pairs(request.headers),
             content=request.content,
-            extensions={
-                "timeout": {
-                    "connect": limits.connect,
-                    "read": limits.idle,
-                    "write": limits.idle,
-                    "pool": limits.connect,
-                },
-                "trace": trace,
-            },
+            timeout=timeout,
         )
+        built.extensions["trace"] = trace
+        return built
 
     def _send_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"stream": True, "follow_redirects": False}
@@ -180,8 +181,8 @@ def _limits_left(request: WireRequest) -> Timeout:
     )
 
 
-def _as_bytes(value: str | bytes) -> bytes:
-    return value.encode() if isinstance(value, str) else value
+def _as_pairs(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode(), v.encode() if isinstance(v, str) else v) for name, v in headers.items()]
 
 
 _CONNECTED = ("connect_tcp.complete", "start_tls.complete")
@@ -193,19 +194,19 @@ def connection_made(name: str, info: Mapping[str, Any]) -> Any:
 
 
 class _Cookies(httpx.Cookies):
-    def __init__(self, _client: object) -> None:
-        super().__init__()
-
     def extract_cookies(self, response: httpx.Response) -> None:
-        # httpx has the standard library look, in objects of its own: a tenth of a call.
-        if "set-cookie" in response.headers:
+        # httpx has the standard library look, in objects of its own: a tenth of a call. And what
+        # is no ASCII it could not send back: every further call would fail.
+        told = response.headers.get("set-cookie", "")
+        if told and told.isascii():
             super().extract_cookies(response)
 
 
-class OwnClient:
-    """Before a client of httpx in the bases: one that does not look for cookies in vain."""
-
-    cookies = cached_property(_Cookies)
+def own_client(kind: type[C], **options: Any) -> C:
+    """A client of this kind that does not look for cookies in vain."""
+    # A class of each its own: whoever puts another in the place of httpx's is heard, too.
+    own: Callable[..., C] = type(kind.__name__, (kind,), {"cookies": _Cookies()})
+    return own(limits=LIMITS, **options)
 
 
 def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
@@ -249,7 +250,8 @@ def check_headers(request: httpx.Request) -> None:
 def refuse_redirect(response: httpx.Response) -> None:
     """As `look_for_redirect`, for transports of the caller's that tell no trace."""
     if response.has_redirect_location:
-        asked = f"{response.request.method} {response.request.url.path}"
+        path = response.request.url.raw_path.partition(b"?")[0].decode()
+        asked = f"{response.request.method} {path}"
         error = redirected(asked, response.status_code, response.headers["location"])
         error.about(status_code=response.status_code, headers=response.headers)
         raise error

@@ -129,9 +129,11 @@ def look_for_redirect(name: str, info: Mapping[str, Any], request: WireRequest) 
         return
     told: tuple[Any, ...] = info["return_value"]
     status: int = next((part for part in told if isinstance(part, int)), 0)
+    if not 300 <= status < 400:
+        return
     (pairs,) = [part for part in map(as_list, told) if part is not None] or [[]]
     headers = {name.decode("latin-1").lower(): v.decode("utf-8", "replace") for name, v in pairs}
-    if 300 <= status < 400 and "location" in headers:
+    if "location" in headers:
         error = redirected(request.asked, status, headers["location"])
         error.about(status_code=status, headers=headers)
         raise error
