@@ -1,7 +1,7 @@
 """HTTP chunks that arrive together, joined before they are parsed.
 
 h11 and the layers above it take 7 us for a chunk, however small: twice what is done with the event
-in it. aiohttp takes 1.4 us. To join it with those beside it takes 0.4.
+in it. aiohttp takes 1.4 us. To join it with those beside it takes 0.3.
 """
 
 from __future__ import annotations
