@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import sys
 import warnings
+from pathlib import Path
+from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import anyio
 import httpx
@@ -113,6 +117,77 @@ async def test_events_that_are_alike_come_one_by_one(flavour: Flavour, size: int
         assert [block.data for block in blocks[5:]] == [*"0123", '{"status":"success"}']
         assert [json.loads(block.data)[0]["content"] for block in blocks[1:5]] == [*"abcd"]
         await flavour.close(client)
+
+
+def token(of: str, text: str) -> bytes:
+    data = json.dumps([{"content": text, "type": "ai", "id": of}, {}])
+    return b"event: messages\ndata: %b\n\n" % data.encode()
+
+
+def interrupted(stream: Any, at: int) -> tuple[list[Any], bool]:
+    """The events of a stream that goes on after a signal came at so many steps of taking them."""
+    steps, taken, before = 0, list[Any](), sys.gettrace()
+    names = {"take", "read", "add", "_said", "append", "append_piece"}
+    files = ("agentproto/_stream.py", "agentproto/_events.py")
+
+    def step(frame: FrameType, what: str, _: Any) -> Any:
+        nonlocal steps
+        frame.f_trace_opcodes = True
+        steps += what == "opcode"
+        if steps == at and what == "opcode":
+            raise KeyboardInterrupt
+        return step
+
+    def enter(frame: FrameType, _: str, __: Any) -> Any:
+        code = frame.f_code
+        is_meant = code.co_name in names and Path(code.co_filename).as_posix().endswith(files)
+        return step(frame, "call", None) if is_meant else None
+
+    sys.settrace(enter)
+    try:
+        while True:
+            try:
+                taken.append(next(stream))
+            except KeyboardInterrupt:
+                continue
+            except StopIteration:
+                return taken, steps >= at
+    finally:
+        sys.settrace(before)
+
+
+def test_signal_loses_one_event_at_most() -> None:
+    """Also within several that are alike; and no text comes to belong to another message."""
+    sent = [("m", "a"), ("m", "b"), ("n", "c"), ("n", "d"), ("m", "e")]
+    body = b"".join([*[token(*each) for each in sent], END])
+    at, was_met = 0, True
+    with raw_server(events(body)) as server, RunsClient(server.url) as client:
+        whole, _ = interrupted(client.create_and_stream_run(), -1)
+        while was_met:
+            at += 1
+            stream = client.create_and_stream_run()
+            taken, was_met = interrupted(stream, at)
+            assert taken in [whole, *[whole[:n] + whole[n + 1 :] for n in range(len(whole))]], at
+            for message in stream.core._transcript.messages:
+                texts = "".join(text for of, text in sent if of == message.id)
+                assert message.text in {texts, *[texts.replace(text, "") for text in texts]}, at
+    assert at > 500
+
+
+def test_what_a_signal_lost_is_not_taken_for_what_comes_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What is like an event that was lost begins a message, where that one did."""
+    body = b"".join([token("m", "a"), token("n", "b"), token("n", "c"), END])
+    with raw_server(events(body)) as server, RunsClient(server.url) as client:
+        stream = client.create_and_stream_run()
+        next(stream)
+        with monkeypatch.context() as patch:
+            patch.setattr(stream.core._transcript, "add", Mock(side_effect=KeyboardInterrupt))
+            with pytest.raises(KeyboardInterrupt):
+                next(stream)
+        next(stream)
+        assert [m.text for m in stream.core._transcript.messages] == ["a", "c"]
 
 
 async def test_nothing_is_sent_until_the_stream_is_used(flavour: Flavour) -> None:

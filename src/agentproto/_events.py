@@ -305,7 +305,7 @@ def messages_in(values: object) -> list[Message]:
 
 
 class Transcript(Generic[T]):
-    """What the events of a run add up to."""
+    """What the events of a run add up to: those of one reader, each of them, in order."""
 
     def __init__(self) -> None:
         self.has_values = False
@@ -363,6 +363,10 @@ class Transcript(Generic[T]):
             case _:
                 pass
         return ""
+
+    def lose_place(self) -> None:
+        """Take in a next event though some before it was not: as one that is like no other."""
+        self._growing = None
 
     def _add_values(self, event: ValuesEvent[T]) -> None:
         self.ask(event.interrupts)

@@ -127,9 +127,12 @@ class EventStream(Generic[T]):
             sse = pending[0]
             more = sse.more
             if more:
+                # One step takes it off, wherever a signal interrupts: what is left stays there.
                 sse.data = more.pop()
-            if not more:
+            else:
                 pending.popleft()
+                if more is not None:
+                    continue
             try:
                 event = self._operation.decode(sse)
                 if type(event) in _TELLING:
@@ -146,6 +149,9 @@ class EventStream(Generic[T]):
                 self._pending.clear()
                 self._failure = error
                 return None
+            except BaseException:
+                self._transcript.lose_place()
+                raise
             self.delivered += 1
             self._failures = 0
             self.last_event_id = sse.id or None
@@ -156,7 +162,7 @@ class EventStream(Generic[T]):
         """The next block that has arrived, not decoded; None if there is none."""
         while self._pending:
             sse = self._pending.popleft()
-            if sse.more:
+            if sse.more is not None:
                 self._pending.extendleft(reversed(sse.each()))
                 continue
             if sse.event == "metadata":
