@@ -34,7 +34,6 @@ from ._models import (
     messages_event,
     piece_of_text,
     piece_of_text_in,
-    text_added,
 )
 from ._shapes import as_list, as_object
 from ._sse import ServerSentEvent
@@ -334,7 +333,8 @@ class Transcript(Generic[T]):
 
     def add(self, event: RunEvent[T]) -> str:
         """Take an event in; returns the text that it adds to what the assistant said."""
-        text, growing = text_added(event), self._growing
+        text: str | None = getattr(event, "_added", None)
+        growing = self._growing
         if text is not None and growing is not None:
             growing.text.write(text)
             return text if growing.is_said else ""

@@ -531,12 +531,6 @@ def piece_of_text_in(data: Any) -> dict[str, Any] | None:
 _OBJECT: Any = dict  # told so that a type checker does not ask of what
 
 
-def text_added(event: object) -> str | None:
-    """The text of an event that differs from the chunk before it by that alone."""
-    added: str | None = getattr(event, "_added", None)
-    return added
-
-
 def piece_of_text(event: object) -> dict[str, Any] | None:
     """The message of an event where it is such a piece, and nobody asked for it yet."""
     made: Any = getattr(event, "_made", None)
@@ -565,7 +559,8 @@ def messages_event(
 ) -> MessagesEvent:
     """The same as `MessagesEvent(...)`.
 
-    `piece` is what `piece_of_text_in` found in its data, `added` what `text_added` shall tell.
+    `piece` is what `piece_of_text_in` found in its data. `added` is the text, where the event
+    differs from the chunk before it by that alone.
     """
     made: Any = _Open()
     made.event = event

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -52,9 +52,12 @@ MAX_ERROR_BYTES = 64 * 2**10
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class CallSettings:
-    """How a call is made, whatever it asks for: the client's settings with the call's own."""
+    """How a call is made, whatever it asks for: the client's settings with the call's own.
 
-    headers: Mapping[str, str] = field(repr=False)  # may hold secrets
+    Its headers may hold secrets: it has no repr.
+    """
+
+    headers: Mapping[str, str]
     timeout: Timeout
     retry: RetryPolicy
     rejoin: bool

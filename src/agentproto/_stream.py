@@ -76,6 +76,7 @@ class EventStream(Generic[T]):
         self._decoder = self._decoder_after(operation.last_event_id)
         self._cursor = RunCursor(operation.last_event_id, begins_run=operation.begins_run)
         self._failures = 0
+        self._delivered_before_failure = 0
         self._deadline: float | None = None
         self._pending: deque[ServerSentEvent] = deque()
         self._passed_raw: dict[str, ServerSentEvent] = {}
@@ -153,7 +154,6 @@ class EventStream(Generic[T]):
                 self._transcript.lose_place()
                 raise
             self.delivered += 1
-            self._failures = 0
             self.last_event_id = sse.id or None
             return event
         return None
@@ -175,7 +175,6 @@ class EventStream(Generic[T]):
             if sse.event in LAST:
                 self._end_by(sse.event)
             self.delivered += 1
-            self._failures = 0
             self.last_event_id = sse.id or None
             return sse
         return None
@@ -428,6 +427,8 @@ class EventStream(Generic[T]):
         if not self._settings.rejoin:
             raise self._cut(error) from error
         await self._check_joinable(error, run)
+        if self.delivered > self._delivered_before_failure:
+            self._failures, self._delivered_before_failure = 0, self.delivered
         while True:
             self._failures += 1
             seconds = self._session.seconds_until_retry(

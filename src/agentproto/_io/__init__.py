@@ -90,16 +90,19 @@ def running_loop() -> AbstractEventLoop | None:
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
 class WireRequest:
-    """A request as it goes on the wire. `deadline` is a reading of the port's clock."""
+    """A request as it goes on the wire. `deadline` is a reading of the port's clock.
+
+    Its headers may hold secrets: it has no repr.
+    """
 
     method: str
     url: str
-    headers: Mapping[str, str | bytes] = field(repr=False)  # may hold secrets
+    headers: Mapping[str, str | bytes]
     content: bytes | None
     asked: str
     timeout: Timeout
     deadline: float | None
-    stop: Stop = field(default_factory=Stop, repr=False)
+    stop: Stop = field(default_factory=Stop)
 
 
 class Owner(Protocol):
