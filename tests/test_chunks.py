@@ -196,6 +196,23 @@ def test_chunk_with_another_end_is_judged_by_the_parser(end: bytes, size: int) -
     assert read_by_aiohttp(answers, joins=True) == read_by_aiohttp(answers, joins=False)
 
 
+async def test_body_is_taken_as_it_was_received() -> None:
+    """An event loop receives 256 KiB at once; a head, or what is no body of ours, as asked for."""
+    asked: list[int] = []
+
+    async def read(max_bytes: int, _: float | None) -> bytes:
+        asked.append(max_bytes)
+        return HEAD if len(asked) == 1 else chunk(b"a") * 2
+
+    joining = AsyncJoiningRead(read)
+    await joining(65_536)
+    joining.begin_body()
+    assert await joining(65_536) == chunk(b"aa")
+    joining.begin(b"")
+    await joining(65_536)
+    assert asked == [65_536, 262_144, 65_536]
+
+
 def test_aiohttp_may_tell_its_parser_to_go_on() -> None:
     """It receives nothing, then, which is no head and ends nothing."""
     received: list[bytes] = []

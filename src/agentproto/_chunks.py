@@ -18,6 +18,8 @@ _IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IG
 _CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
+_AT_ONCE = 2**18
+"""Bytes that an event loop has received at once, at most: to take them in parts copies them."""
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
@@ -137,7 +139,8 @@ class AsyncJoiningRead(JoiningRead):
     async def __call__(  # type: ignore[override]  # as that of httpcore
         self, max_bytes: int, timeout: float | None = None
     ) -> bytes:
-        return self._noted(await self._read(max_bytes, timeout))
+        most = max(max_bytes, _AT_ONCE) if self._is_on else max_bytes
+        return self._noted(await self._read(most, timeout))
 
 
 def join_chunks(stream: Any, reads: type[JoiningRead]) -> None:
