@@ -7,6 +7,7 @@ import gzip
 import json
 import subprocess
 import sys
+import threading
 import tracemalloc
 import zlib
 from collections.abc import Callable, Iterator
@@ -25,7 +26,7 @@ from agentproto import (
 from agentproto._sse import SSEDecoder
 
 from .both import Flavour
-from .raw_server import Connection, Script, answer, events, head, json_answer, raw_server
+from .raw_server import BOUND, Connection, Script, answer, events, head, json_answer, raw_server
 
 SSE = {"content_type": "text/event-stream"}
 JSON = {"content_type": "application/json"}
@@ -310,15 +311,20 @@ async def test_broken_gzip_of_a_stream_is_a_cut(flavour: Flavour) -> None:
     deflate = zlib.compressobj(wbits=31)
     begun = deflate.compress(META) + deflate.flush(zlib.Z_SYNC_FLUSH)
     after = b"data: 1\nid: 2\n\nevent: end\ndata: {}\nid: 3\n\n"
+    is_read = threading.Event()
 
     async def breaks(connection: Connection) -> None:
         await connection.send(head(200, **SSE, content_encoding="gzip") + begun)
-        await asyncio.sleep(0.1)  # what comes in one piece with it is lost with it
+        # What comes in one piece with it is lost with it.
+        assert await asyncio.to_thread(is_read.wait, BOUND)
         await connection.send(b"\xff")
 
     with raw_server(breaks, events(after)) as server:
         client = flavour.client(server.url, retry=FAST)
-        events_seen = await flavour.collect(client.stream_run("r1"))
+        stream = client.stream_run("r1")
+        events_seen = await flavour.take(stream, 1)
+        is_read.set()
+        events_seen += await flavour.collect(stream)
         assert [event.id for event in events_seen] == ["1", "2", "3"]
         await flavour.close(client)
     assert server.requests[1].headers["last-event-id"] == "1"
