@@ -18,7 +18,6 @@ from . import AuthTypes, Exchange, WireRequest, abandoned, forks, members, runni
 from .clients import (
     LIMITS,
     ClientIO,
-    Hooks,
     check_client,
     check_headers,
     check_kind,
@@ -200,12 +199,14 @@ def async_io(
     check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
         return AsyncIO(lambda: http_client, auth, is_ours=False)
-    hooks: Hooks = {
-        "request": [] if auth is None else [_check_headers_async],
-        "response": [_refuse_redirect_async],
-    }
     return AsyncIO(
-        lambda: own_client(httpx.AsyncClient, transport=make_transport(), event_hooks=hooks),
+        lambda: own_client(
+            httpx.AsyncClient,
+            make_transport(),
+            auth,
+            check=_check_headers_async,
+            refuse=_refuse_redirect_async,
+        ),
         auth,
         is_ours=True,
     )

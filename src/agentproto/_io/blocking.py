@@ -14,7 +14,6 @@ from .._chunks import JoiningRead, join_chunks
 from . import AuthTypes, Exchange, WireRequest, forks, shut_down
 from .clients import (
     ClientIO,
-    Hooks,
     check_client,
     check_headers,
     check_kind,
@@ -141,12 +140,10 @@ def blocking_io(
     check_client(http_client, httpx.Client, transport)
     if http_client is not None:
         return BlockingIO(lambda: http_client, auth, is_ours=False)
-    hooks: Hooks = {
-        "request": [] if auth is None else [check_headers],
-        "response": [refuse_redirect],
-    }
     return BlockingIO(
-        lambda: own_client(httpx.Client, transport=transport, event_hooks=hooks),
+        lambda: own_client(
+            httpx.Client, transport, auth, check=check_headers, refuse=refuse_redirect
+        ),
         auth,
         is_ours=True,
     )

@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, TypeVar
 
 import httpx
 
@@ -21,7 +21,6 @@ from . import STREAM_CLOSED, AuthTypes, Exchange, Stop, WireRequest, abandoned, 
 from .failures import is_of, redirected, retold, translated
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
-Hooks: TypeAlias = dict[str, list[Callable[..., Any]]]
 
 
 class ClientIO(ABC, Generic[C]):
@@ -202,11 +201,19 @@ class _Cookies(httpx.Cookies):
             super().extract_cookies(response)
 
 
-def own_client(kind: type[C], **options: Any) -> C:
+def own_client(
+    kind: type[C],
+    transport: object,
+    auth: AuthTypes | None,
+    *,
+    check: Callable[[httpx.Request], Any],
+    refuse: Callable[[httpx.Response], Any],
+) -> C:
     """A client of this kind that does not look for cookies in vain."""
     # A class of each its own: whoever puts another in the place of httpx's is heard, too.
     own: Callable[..., C] = type(kind.__name__, (kind,), {"cookies": _Cookies()})
-    return own(limits=LIMITS, **options)
+    hooks = {"request": [] if auth is None else [check], "response": [refuse]}
+    return own(transport=transport, limits=LIMITS, event_hooks=hooks)
 
 
 def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
