@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from functools import lru_cache
 from io import BytesIO
 from typing import Any, cast
 
 import aiohttp
 import httpx
+from multidict import istr
 from yarl import URL
 
 from ._chunks import ChunkJoiner
@@ -74,9 +76,16 @@ class Transport(httpx.AsyncBaseTransport):
 def _headers_of(request: httpx.Request) -> list[tuple[str, str]]:
     # aiohttp writes text, as UTF-8.
     try:
-        return [(name.decode(), value.decode()) for name, value in request.headers.raw]
+        return [(_name_of(name), value.decode()) for name, value in request.headers.raw]
     except UnicodeDecodeError:
         raise httpx.LocalProtocolError("a header is not UTF-8") from None
+
+
+@lru_cache(maxsize=64)
+def _name_of(header: bytes) -> istr:
+    # aiohttp keeps the headers of a request as long as its body is open, and what it compares
+    # their names by: with each stream its own, these are 0.6 KiB of it.
+    return istr(header.decode())
 
 
 class _Body(httpx.AsyncByteStream):
@@ -181,19 +190,28 @@ def _end_with_connection(answer: aiohttp.ClientResponse) -> None:
     closed = None if protocol is None else protocol.closed
     if closed is None:
         return
-    body = answer.content
-
-    def tell(_: asyncio.Future[None]) -> None:
-        if not body.is_eof() and body.exception() is None:
-            body.set_exception(aiohttp.ClientPayloadError("a broken message"))
-
-    def forget() -> None:
-        closed.remove_done_callback(tell)
-
+    end = _EndOfBody(answer.content, closed)
     closed.remove_done_callback(_retrieve)
     closed.add_done_callback(_retrieve)
-    closed.add_done_callback(tell)
-    body.on_eof(forget)
+    closed.add_done_callback(end.tell)
+    answer.content.on_eof(end.forget)
+
+
+class _EndOfBody:
+    """Tells a body that its connection was closed, unless it has ended before."""
+
+    __slots__ = ("_body", "_closed")
+
+    def __init__(self, body: aiohttp.StreamReader, closed: asyncio.Future[None]) -> None:
+        self._body = body
+        self._closed = closed
+
+    def tell(self, _: asyncio.Future[None]) -> None:
+        if not self._body.is_eof() and self._body.exception() is None:
+            self._body.set_exception(aiohttp.ClientPayloadError("a broken message"))
+
+    def forget(self) -> None:
+        self._closed.remove_done_callback(self.tell)
 
 
 def _retrieve(closed: asyncio.Future[None]) -> None:

@@ -184,8 +184,12 @@ def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
     return FollowUp(
         status=get_run,
         result=partial(wait_run, values_type=values_type),
-        questions=lambda _: None,
+        questions=_none_to_ask,
     )
+
+
+def _none_to_ask(_: RunRef) -> None:
+    """What a run asks is told with its output alone."""
 
 
 def _join(run: RunRef, last_event_id: str) -> Request:

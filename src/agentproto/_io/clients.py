@@ -181,7 +181,12 @@ def _limits_left(request: WireRequest) -> Timeout:
 
 
 def _as_pairs(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
-    return [(name.encode(), v.encode() if isinstance(v, str) else v) for name, v in headers.items()]
+    return [
+        (_encoded(name), v.encode() if isinstance(v, str) else v) for name, v in headers.items()
+    ]
+
+
+_encoded = lru_cache(maxsize=64)(str.encode)  # of names: an open stream keeps them
 
 
 _CONNECTED = ("connect_tcp.complete", "start_tls.complete")
