@@ -178,6 +178,7 @@ REQUEST = WireRequest(
     asked="GET /runs/r1",
     timeout=Timeout(),
     deadline=None,
+    stop=Stop(),
 )
 
 LEFT_BY = {

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 from ._coding import ACCEPTED
@@ -50,11 +49,10 @@ MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
 
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class CallSettings:
+class CallSettings(NamedTuple):
     """How a call is made, whatever it asks for: the client's settings with the call's own.
 
-    Its headers may hold secrets: it has no repr.
+    Its headers may hold secrets: its repr shows nothing.
     """
 
     headers: Mapping[str, str]
@@ -66,9 +64,11 @@ class CallSettings:
     max_response_bytes: int
     stop: Stop | None = None
 
+    def __repr__(self) -> str:
+        return object.__repr__(self)
 
-@dataclass(frozen=True, slots=True, eq=False, repr=False)
-class Outcome:
+
+class Outcome(NamedTuple):
     """How a run ended, as far as that was told."""
 
     status: RunStatus | str | None
