@@ -84,7 +84,7 @@ class SSEDecoder:
         self._data: bytes | bytearray | None = None
         self._own_id: str | None = None
         self._own_retry: int | None = None
-        self._long: BytesIO | None = None
+        self._long: BytesIO | bytes | None = None
 
     @property
     def is_within_event(self) -> bool:
@@ -259,13 +259,26 @@ class SSEDecoder:
     def _go_on_with_long(
         self, chunk: bytes, at: int, end: int, events: list[ServerSentEvent]
     ) -> int:
-        long = self._long = self._long or BytesIO()
-        # Its buffer becomes the data as it is: of a large event there is never a second copy.
-        long.write(chunk[at:] if end < 0 else chunk[at:end])
-        if long.tell() > self._most:
+        piece = chunk[at:] if end < 0 else chunk[at:end]
+        long = self._long
+        if long is None:
+            self._long = piece
+            size = len(piece)
+        elif end >= 0 and type(long) is bytes:
+            # In two pieces, as nearly all are: put together at once.
+            self._data = long + piece
+            size = len(self._data)
+        else:
+            # Its buffer becomes the data as it is: of a large event there is never a second copy.
+            long = self._long = _buffer_of(long)
+            long.write(piece)
+            size = long.tell()
+            if end >= 0:
+                self._data = long.getvalue()
+        if size > self._most:
             self._give_up()
         elif end >= 0:
-            self._data, self._long = long.getvalue(), None
+            self._long = None
             if chunk.startswith(b"\n", end + 1):
                 return self._end_block(end + 1, events)
         return len(chunk) if end < 0 else end + 1
@@ -319,6 +332,14 @@ class SSEDecoder:
             self._own_id,
             self._own_retry,
         )
+
+
+def _buffer_of(begun: BytesIO | bytes) -> BytesIO:
+    if isinstance(begun, BytesIO):
+        return begun
+    buffer = BytesIO()
+    buffer.write(begun)
+    return buffer
 
 
 def _milliseconds(digits: bytes) -> int:
