@@ -284,7 +284,7 @@ def seconds_to_wait(headers: Mapping[str, str], now: float | None = None) -> flo
     `now`, seconds since the epoch, stands in for an answer without a date.
     """
     value = headers.get("retry-after", "").strip()
-    if _SECONDS.fullmatch(value):
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", value):
         seconds = float(value)
     else:
         since = _date_in(headers.get("date", ""))
@@ -292,9 +292,6 @@ def seconds_to_wait(headers: Mapping[str, str], now: float | None = None) -> flo
         until = _date_in(value)
         seconds = math.nan if since is None or until is None else until - since
     return seconds if math.isfinite(seconds) and seconds >= 0 else None
-
-
-_SECONDS = re.compile(r"[0-9]+(\.[0-9]*)?|\.[0-9]+")
 
 
 def _date_in(header: str) -> float | None:

@@ -5,7 +5,6 @@ Incremental: `SSEDecoder.feed` takes chunks cut anywhere and returns the events 
 
 from __future__ import annotations
 
-import re
 import sys
 from dataclasses import dataclass
 from io import BytesIO
@@ -16,7 +15,6 @@ _EVENT = b"event: "
 _ID = b"id: "
 _DATA = b"data: "
 _BOM = b"\xef\xbb\xbf"
-_DIGITS = re.compile(rb"[0-9]+")
 _MOST_DIGITS = 18
 _SHORT = 1024
 """Bytes of data: where an event has fewer, more of its kind may follow in the chunk."""
@@ -309,7 +307,7 @@ class SSEDecoder:
                 self._add_data(value)
             case b"id" if b"\0" not in value:
                 self._own_id = self._last_event_id = value.decode("utf-8", "replace")
-            case b"retry" if _DIGITS.fullmatch(value):
+            case b"retry" if value.isdigit():
                 self.retry = self._own_retry = _milliseconds(value)
             case _:
                 pass
