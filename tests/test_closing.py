@@ -178,7 +178,6 @@ REQUEST = WireRequest(
     asked="GET /runs/r1",
     timeout=Timeout(),
     deadline=None,
-    stop=Stop(),
 )
 
 LEFT_BY = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import AsyncIterator, Mapping
+from dataclasses import replace
 from types import TracebackType
 from typing import (
     Any,
@@ -719,13 +720,13 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
         return settings
     if options.get("headers"):
         both = {**settings.headers, **checked_headers(options["headers"])}
-        settings = settings._replace(headers=both)
+        settings = replace(settings, headers=both)
     if "timeout" in options:
-        settings = settings._replace(timeout=timeout_from(options["timeout"]))
+        settings = replace(settings, timeout=timeout_from(options["timeout"]))
     if "retry" in options:
-        settings = settings._replace(retry=policy_from(options["retry"]))
+        settings = replace(settings, retry=policy_from(options["retry"]))
     plain = {name: options[name] for name in ("rejoin", "raise_on_failure") if name in options}
-    return settings._replace(**plain)
+    return replace(settings, **plain)
 
 
 def _dialect_named(name: str) -> Dialect:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple, TypeVar, cast
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
 from ._coding import ACCEPTED
@@ -49,10 +50,11 @@ MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
 
 
-class CallSettings(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class CallSettings:
     """How a call is made, whatever it asks for: the client's settings with the call's own.
 
-    Its headers may hold secrets: its repr shows nothing.
+    Its headers may hold secrets: it has no repr.
     """
 
     headers: Mapping[str, str]
@@ -64,11 +66,9 @@ class CallSettings(NamedTuple):
     max_response_bytes: int
     stop: Stop | None = None
 
-    def __repr__(self) -> str:
-        return object.__repr__(self)
 
-
-class Outcome(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Outcome:
     """How a run ended, as far as that was told."""
 
     status: RunStatus | str | None

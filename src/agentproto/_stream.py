@@ -71,7 +71,7 @@ class EventStream(Generic[T]):
         self._session = session
         self._operation = operation
         self._stop = Stop()
-        self._settings = settings._replace(stop=self._stop)
+        self._settings = replace(settings, stop=self._stop)
         self._decoder = self._decoder_after(operation.last_event_id)
         self._cursor = RunCursor(operation.last_event_id, begins_run=operation.begins_run)
         self._failures = 0

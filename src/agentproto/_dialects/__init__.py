@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 from urllib.parse import unquote
 
 from .._models import (
@@ -49,7 +49,8 @@ def run_named_by(headers: Mapping[str, str]) -> RunRef | None:
     return None
 
 
-class Answer(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Answer:
     """A whole response: headers and body of a 2xx, and the run that they name or that was meant."""
 
     headers: Mapping[str, str]
@@ -116,14 +117,16 @@ class StreamOperation(Request, Generic[T]):
 R = TypeVar("R")
 
 
-class Needs(NamedTuple, Generic[R]):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class Needs(Generic[R]):
     """What must be asked before: `then` makes the whole request of the answer."""
 
     ask: Operation[Any]
     then: Callable[[Any], R]
 
 
-class FollowUp(NamedTuple, Generic[T]):
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False, repr=False)
+class FollowUp(Generic[T]):
     """What may be asked of a run afterwards; None where the server cannot be asked.
 
     `status` is how it stands, `result` its output, and `questions` what waits for an answer, on

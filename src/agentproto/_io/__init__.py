@@ -17,9 +17,9 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import httpx
 
@@ -88,10 +88,11 @@ def running_loop() -> AbstractEventLoop | None:
         return None
 
 
-class WireRequest(NamedTuple):
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class WireRequest:
     """A request as it goes on the wire. `deadline` is a reading of the port's clock.
 
-    Its headers may hold secrets: its repr shows nothing.
+    Its headers may hold secrets: it has no repr.
     """
 
     method: str
@@ -101,10 +102,7 @@ class WireRequest(NamedTuple):
     asked: str
     timeout: Timeout
     deadline: float | None
-    stop: Stop
-
-    def __repr__(self) -> str:
-        return object.__repr__(self)
+    stop: Stop = field(default_factory=Stop)
 
 
 class Owner(Protocol):
@@ -145,7 +143,7 @@ class Exchange(ABC):
         until = time.monotonic() + seconds
         deadline = until if self.request.deadline is None else min(until, self.request.deadline)
         limits = replace(self.request.timeout, idle=seconds, total=seconds)
-        self.request = self.request._replace(deadline=deadline, timeout=limits)
+        self.request = replace(self.request, deadline=deadline, timeout=limits)
         # Where httpcore looks when it begins to read a body.
         self.response.request.extensions.setdefault("timeout", {})["read"] = seconds
 
