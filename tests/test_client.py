@@ -10,8 +10,10 @@ import logging
 import math
 import socket
 import traceback
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, TypedDict
 from uuid import UUID
 
@@ -23,6 +25,7 @@ from typing_extensions import TypedDict as ExtendedTypedDict
 
 import agentproto
 from agentproto import (
+    AgentProtoError,
     AsyncRunsClient,
     Command,
     Interrupt,
@@ -765,6 +768,46 @@ async def test_secrets_are_told_nobody(flavour: Flavour, caplog: pytest.LogCaptu
         await flavour.close(client)
     assert "s3cret" not in "".join(told)
     assert "HTTP Request" in caplog.text
+
+
+ASKED: dict[str, Callable[[Flavour, Any], Awaitable[Any]]] = {
+    "wait": lambda flavour, client: flavour.call(client.create_and_wait_run),
+    "stream": lambda flavour, client: flavour.collect(client.create_and_stream_run()),
+}
+
+
+@pytest.mark.parametrize("body", [b"no", b"{"])
+@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
+async def test_secrets_are_in_no_plain_local_of_a_frame(
+    flavour: Flavour, ask: Callable[[Flavour, Any], Awaitable[Any]], body: bytes
+) -> None:
+    """Who reports errors walks through the mappings and sequences of every frame's locals."""
+    status = 500 if body == b"no" else 200
+    cookie = {"set_cookie": "sid=s3cret1; Path=/"}
+    with raw_server(answer(status, body, content_type="application/json", **cookie)) as server:
+        client = flavour.client(server.url, headers={"x-api-key": "s3cret2"}, auth=("u", "s3cret3"))
+        with pytest.raises(AgentProtoError) as caught:
+            await ask(flavour, client)
+        await flavour.close(client)
+    ours = [each for each in caught.traceback if "agentproto" in Path(each.path).parts]
+    assert len(ours) > 4
+    held = [(each.name, *found) for each in ours for found in _plain_in(each.frame.f_locals, ())]
+    assert [at for *at, text in held if "s3cret" in text] == []
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    of_ours = [frame for frame in shown.stack if "agentproto" in Path(frame.filename).parts]
+    assert "s3cret" not in str([frame.locals for frame in of_ours])
+
+
+def _plain_in(value: object, at: tuple[object, ...]) -> Iterator[tuple[tuple[object, ...], str]]:
+    """Each text in there that needs no attribute to come to, and where."""
+    if isinstance(value, str | bytes):
+        yield at, str(value)
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            yield from _plain_in(each, (*at, name))
+    elif isinstance(value, Sequence | AbstractSet):
+        for place, each in enumerate(value):
+            yield from _plain_in(each, (*at, place))
 
 
 async def test_closed_client_says_so(flavour: Flavour) -> None:

@@ -83,8 +83,8 @@ def _headers_of(request: httpx.Request) -> list[tuple[str, str]]:
 
 @lru_cache(maxsize=64)
 def _name_of(header: bytes) -> istr:
-    # aiohttp keeps the headers of a request as long as its body is open, and what it compares
-    # their names by: with each stream its own, these are 0.6 KiB of it.
+    # aiohttp keeps the headers of a request as long as its answer is open, their names twice: as
+    # sent and as compared. As one object each, they are 0.6 KiB less for each stream.
     return istr(header.decode())
 
 

@@ -82,6 +82,7 @@ class SSEDecoder:
         self._data: bytes | bytearray | None = None
         self._own_id: str | None = None
         self._own_retry: int | None = None
+        # Data whose line goes on: its one piece, a buffer from the second on.
         self._long: BytesIO | bytes | None = None
 
     @property
@@ -263,12 +264,12 @@ class SSEDecoder:
             self._long = piece
             size = len(piece)
         elif end >= 0 and type(long) is bytes:
-            # In two pieces, as nearly all are: put together at once.
+            # In two pieces, as nearly all are: cheaper than a buffer, for a copy of the first.
             self._data = long + piece
             size = len(self._data)
         else:
-            # Its buffer becomes the data as it is: of a large event there is never a second copy.
-            long = self._long = _buffer_of(long)
+            # The buffer becomes the data as it is: of a large event there is no second copy.
+            long = self._long = _as_buffer(long)
             long.write(piece)
             size = long.tell()
             if end >= 0:
@@ -332,11 +333,11 @@ class SSEDecoder:
         )
 
 
-def _buffer_of(begun: BytesIO | bytes) -> BytesIO:
-    if isinstance(begun, BytesIO):
-        return begun
+def _as_buffer(long: BytesIO | bytes) -> BytesIO:
+    if isinstance(long, BytesIO):
+        return long
     buffer = BytesIO()
-    buffer.write(begun)
+    buffer.write(long)
     return buffer
 
 

@@ -189,7 +189,7 @@ def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
 
 
 def _none_to_ask(_: RunRef) -> None:
-    """What a run asks is told with its output alone."""
+    """No operation: what a run asks comes with its output."""
 
 
 def _join(run: RunRef, last_event_id: str) -> Request:

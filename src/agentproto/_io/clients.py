@@ -186,7 +186,8 @@ def _as_pairs(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
     ]
 
 
-_encoded = lru_cache(maxsize=64)(str.encode)  # of names: an open stream keeps them
+# Names of headers, as one object each: every open stream keeps those of its request.
+_encoded = lru_cache(maxsize=64)(str.encode)
 
 
 _CONNECTED = ("connect_tcp.complete", "start_tls.complete")
