@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from types import TracebackType
-from typing import Any, Literal, Self, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar, Unpack, overload
 
 import httpx
-from httpx_sse import ServerSentEvent
 
 from ._client import (
     AsyncRunsClient,
@@ -46,6 +45,9 @@ from ._retry import RetryPolicy
 from ._session import Session
 from ._settings import MAX_BYTES, Timeout, checked_headers, split_base_url
 from ._stream import RAW
+
+if TYPE_CHECKING:
+    import httpx_sse
 
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -108,11 +110,11 @@ class BlockingRunStream(StreamState[T]):
         return event
 
     @_documented_as(RunStream[Any].aiter_sse)
-    def iter_sse(self) -> Iterator[ServerSentEvent]:
+    def iter_sse(self) -> Iterator[httpx_sse.ServerSentEvent]:
         self.core.claim(RAW)
         return self._blocks()
 
-    def _blocks(self) -> Iterator[ServerSentEvent]:
+    def _blocks(self) -> Iterator[httpx_sse.ServerSentEvent]:
         while (sse := drive(self.core.next_raw())) is not None:
             yield as_httpx_sse(sse)
 

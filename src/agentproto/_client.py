@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
 from types import TracebackType
 from typing import (
+    TYPE_CHECKING,
     Any,
     Generic,
     Literal,
@@ -21,7 +22,6 @@ from typing import (
 )
 
 import httpx
-from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, ValidationError
 
 from ._dialects import Dialect
@@ -58,8 +58,11 @@ from ._settings import (
     timeout_from,
 )
 from ._shapes import as_object
-from ._sse import ServerSentEvent as Block
+from ._sse import ServerSentEvent
 from ._stream import RAW, Ended, EventStream
+
+if TYPE_CHECKING:
+    import httpx_sse
 from ._version import __version__
 
 T = TypeVar("T")
@@ -232,7 +235,7 @@ class RunStream(StreamState[T]):
                 raise StopAsyncIteration
         return event
 
-    def aiter_sse(self) -> AsyncIterator[ServerSentEvent]:
+    def aiter_sse(self) -> AsyncIterator[httpx_sse.ServerSentEvent]:
         """The same stream as raw `httpx_sse.ServerSentEvent`s: nothing is decoded.
 
         Yields `error` and `end` like any other, and never raises `RunFailedError`.
@@ -243,7 +246,7 @@ class RunStream(StreamState[T]):
         self.core.claim(RAW)
         return self._blocks()
 
-    async def _blocks(self) -> AsyncIterator[ServerSentEvent]:
+    async def _blocks(self) -> AsyncIterator[httpx_sse.ServerSentEvent]:
         while (sse := await self.core.next_raw()) is not None:
             yield as_httpx_sse(sse)
 
@@ -282,9 +285,11 @@ class RunStream(StreamState[T]):
         await self.core.close()
 
 
-def as_httpx_sse(sse: Block) -> ServerSentEvent:
+def as_httpx_sse(sse: ServerSentEvent) -> httpx_sse.ServerSentEvent:
     """A block as httpx-sse has it."""
-    return ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
+    import httpx_sse  # of few programs, and a thirtieth of what importing this package takes
+
+    return httpx_sse.ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
 
 
 class RunCalls:
