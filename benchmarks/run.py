@@ -287,14 +287,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
     quick = parser.parse_args().quick
-    count, rounds = (4_000, 3) if quick else (20_000, 7)
+    count, rounds = (4_000, 3) if quick else (20_000, 15)
     report = Report()
     with server() as url:
         clients = stream_cases(report, url, count, rounds)
         process_cases(report, url, quick=quick)
         memory_cases(report, rounds)
-        wait_cases(report, url, rounds)
-        import_cases(report, url, 5 if quick else 15)
+        # These take little time, and vary more.
+        wait_cases(report, url, 2 * rounds)
+        import_cases(report, url, 5 if quick else 2 * rounds)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
     lines = [
