@@ -144,10 +144,20 @@ def test_only_the_port_names_the_network(path: Path) -> None:
     assert imported & NETWORK <= allowed
 
 
-def test_import_brings_in_neither_server_nor_test_tools() -> None:
-    """`import agentproto` costs what httpx and pydantic cost."""
-    script = "import sys, agentproto; print(*sorted({m.split('.')[0] for m in sys.modules}))"
+@pytest.mark.parametrize(
+    ("then", "stays_out"),
+    [
+        ("pass", {"anyio", "httpx_sse", "aiohttp", "agentproto._io.blocking"}),
+        ("agentproto.RunsClient('http://127.0.0.1')", {"anyio.lowlevel", "httpx_sse", "aiohttp"}),
+        ("agentproto.AsyncRunsClient('http://127.0.0.1')", {"httpx_sse", "aiohttp"}),
+    ],
+    ids=["nothing", "sync", "async"],
+)
+def test_nothing_is_imported_that_has_no_use(then: str, stays_out: set[str]) -> None:
+    """`import agentproto` costs little more than httpx and pydantic do."""
+    script = f"import sys, agentproto; {then}; print(*sys.modules)"
     told = subprocess.run(
         [sys.executable, "-c", script], check=True, capture_output=True, text=True
     )
-    assert {"starlette", "uvicorn", "pytest", "trio"} & set(told.stdout.split()) == set()
+    stays_out = stays_out | {"starlette", "uvicorn", "pytest", "trio", "asyncio"}
+    assert stays_out & set(told.stdout.split()) == set()

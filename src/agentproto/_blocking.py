@@ -30,8 +30,6 @@ from ._client import (
     call_settings,
 )
 from ._io import AuthTypes
-from ._io.blocking import blocking_io
-from ._io.clients import checked_auth, headers_of
 from ._models import (
     Run,
     RunCreate,
@@ -183,6 +181,9 @@ class RunsClient:
         transport: httpx.BaseTransport | None = None,
         http_client: httpx.Client | None = None,
     ) -> None:
+        from ._io.blocking import blocking_io
+        from ._io.clients import checked_auth, headers_of
+
         url, credentials = split_base_url(base_url)
         io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(

@@ -27,8 +27,6 @@ from pydantic import BaseModel, ValidationError
 from ._dialects import Dialect
 from ._events import first_problem
 from ._io import AuthTypes
-from ._io.asynchronous import async_io
-from ._io.clients import checked_auth, headers_of
 from ._models import (
     Command,
     Interrupt,
@@ -876,6 +874,10 @@ class AsyncRunsClient(RunCalls):
         transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
+        # Not with the module: anyio is a fifth of what that takes, and not of every program.
+        from ._io.asynchronous import async_io
+        from ._io.clients import checked_auth, headers_of
+
         url, credentials = split_base_url(base_url)
         io = async_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(

@@ -85,7 +85,7 @@ def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
         raise _bad_base_url(base_url, "it has no http:// or https:// in front")
     if not parts.hostname:
         raise _bad_base_url(base_url, "it names no host")
-    if parts.hostname.isascii() and not _HOST.fullmatch(parts.hostname):
+    if parts.hostname.isascii() and not re.fullmatch(_HOST, parts.hostname):
         raise _bad_base_url(base_url, "its host has a part that is empty or over 63 characters")
     if parts.query or parts.fragment:
         raise _bad_base_url(base_url, "it has a query or a fragment; send a key in headers=")
@@ -97,7 +97,7 @@ def split_base_url(base_url: str) -> tuple[str, tuple[str, str] | None]:
     return urlunsplit((parts.scheme, netloc, path, "", "")), _credentials(parts)
 
 
-_HOST = re.compile(r"([^.]{1,63}\.)*[^.]{1,63}\.?")
+_HOST = r"([^.]{1,63}\.)*[^.]{1,63}\.?"
 
 
 def _credentials(parts: SplitResult) -> tuple[str, str] | None:
@@ -114,8 +114,8 @@ def _bad_base_url(base_url: str, problem: str) -> ValueError:
     )
 
 
-_HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
-_HEADER_VALUE = re.compile(r"(?:[!-~](?:[\t -~]*[!-~])?)?")
+_HEADER_NAME = r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_HEADER_VALUE = r"(?:[!-~](?:[\t -~]*[!-~])?)?"
 
 
 def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
@@ -135,9 +135,9 @@ def checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
                 f"headers: expected str for name and value, "
                 f"got {type(name).__name__} and {type(value).__name__}"
             )
-        if not _HEADER_NAME.fullmatch(name):
+        if not re.fullmatch(_HEADER_NAME, name):
             raise ValueError(f"headers: {name!r} is not a header name")
-        if not _HEADER_VALUE.fullmatch(value):
+        if not re.fullmatch(_HEADER_VALUE, value):
             raise ValueError(f"headers: the value of {name!r} has characters HTTP does not allow")
         checked[name.lower()] = value
     return checked
