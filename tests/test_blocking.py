@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import inspect
 import os
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, get_overloads
@@ -155,6 +157,60 @@ def test_stream_is_refused_after_a_fork() -> None:
             assert not server.closed.is_set()
         assert server.closed.wait(BOUND)
     assert told == "RuntimeError: this stream was opened before a fork; open one in this process"
+
+
+LATE = {
+    "agentproto._dialects.agent_protocol": "agentproto.RunsClient(URL)",
+    "agentproto._dialects.langgraph": "agentproto.RunsClient(URL, dialect='langgraph')",
+    "agentproto._io.blocking": "agentproto.RunsClient(URL)",
+    "anyio.lowlevel": "agentproto.AsyncRunsClient(URL)",
+    "aiohttp": "agentproto.AsyncRunsClient(URL, transport='aiohttp')",
+    "httpcore": "agentproto.RunsClient(URL, retry=None).get_run('r1')",
+    "encodings.idna": "agentproto.RunsClient(URL, retry=None).get_run('r1')",
+}
+"""Modules that are imported late, and what imports them."""
+
+FORK_MEANWHILE = """
+import os, signal, sys, threading, time
+from contextlib import suppress
+import agentproto
+
+URL = "http://127.0.0.1:9"
+begun = threading.Event()
+
+class Slow:
+    @staticmethod
+    def find_spec(name, *_):
+        if name == {module!r}:
+            begun.set()
+            time.sleep(0.3)
+
+def use():
+    with suppress(agentproto.TransportError):
+        {use}
+
+sys.meta_path.insert(0, Slow)
+thread = threading.Thread(target=use)
+thread.start()
+begun.wait()
+pid = os.fork()
+if pid == 0:
+    signal.alarm({bound})
+    use()
+    os._exit(0)
+thread.join()
+print(os.waitpid(pid, 0)[1])
+"""
+
+
+@pytest.mark.parametrize(("module", "use"), LATE.items(), ids=LATE)
+def test_fork_waits_for_what_is_imported_late(module: str, use: str) -> None:
+    """Its child would wait for ever for a module that a thread of the parent imports."""
+    script = FORK_MEANWHILE.format(module=module, use=use, bound=int(BOUND))
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True
+    )
+    assert told.stdout == "0\n"
 
 
 def _pool_of(client: RunsClient) -> httpx.Client:

@@ -29,7 +29,7 @@ from ._client import (
     as_httpx_sse,
     call_settings,
 )
-from ._io import AuthTypes
+from ._io import AuthTypes, late_imports
 from ._models import (
     Run,
     RunCreate,
@@ -181,11 +181,12 @@ class RunsClient:
         transport: httpx.BaseTransport | None = None,
         http_client: httpx.Client | None = None,
     ) -> None:
-        from ._io.blocking import blocking_io
-        from ._io.clients import checked_auth, headers_of
-
         url, credentials = split_base_url(base_url)
-        io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
+        with late_imports:
+            from ._io.blocking import blocking_io
+            from ._io.clients import checked_auth, headers_of
+
+            io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,

@@ -26,7 +26,7 @@ from pydantic import BaseModel, ValidationError
 
 from ._dialects import Dialect
 from ._events import first_problem
-from ._io import AuthTypes
+from ._io import AuthTypes, late_imports
 from ._models import (
     Command,
     Interrupt,
@@ -285,7 +285,8 @@ class RunStream(StreamState[T]):
 
 def as_httpx_sse(sse: ServerSentEvent) -> httpx_sse.ServerSentEvent:
     """A block as httpx-sse has it."""
-    import httpx_sse  # of few programs, and a thirtieth of what importing this package takes
+    with late_imports:
+        import httpx_sse  # for few programs, and a thirtieth of what importing this package takes
 
     return httpx_sse.ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
 
@@ -733,18 +734,19 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
 
 
 def _dialect_named(name: str) -> Dialect:
-    match name:
-        case "agent-protocol":
-            from ._dialects import agent_protocol
+    with late_imports:
+        match name:
+            case "agent-protocol":
+                from ._dialects import agent_protocol
 
-            return agent_protocol
-        case "langgraph":
-            from ._dialects import langgraph
+                return agent_protocol
+            case "langgraph":
+                from ._dialects import langgraph
 
-            return langgraph
-        case _:
-            names = " or ".join(map(repr, get_args(DialectName)))
-            raise ValueError(f"dialect: expected {names}, got {name!r}")
+                return langgraph
+            case _:
+                names = " or ".join(map(repr, get_args(DialectName)))
+                raise ValueError(f"dialect: expected {names}, got {name!r}")
 
 
 def _check_answers(run: RunLike, update: RunUpdate) -> None:
@@ -785,7 +787,8 @@ def _check_names(model: type[BaseModel], fields: Mapping[str, Any]) -> None:
     for name in fields.keys() - known:
         if model is RunUpdate and name in Command.model_fields:
             raise TypeError(f"{name!r} is part of the command: command=Command({name}=...)")
-        import difflib  # only a mistake needs it
+        with late_imports:
+            import difflib  # only a mistake needs it
 
         close = difflib.get_close_matches(name, {*known, *_OPTIONS, "values_type"} - {name}, 1)
         if name in ("run_create", "run_update", "run"):
@@ -874,12 +877,13 @@ class AsyncRunsClient(RunCalls):
         transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None = None,
         http_client: httpx.AsyncClient | None = None,
     ) -> None:
-        # Not with the module: anyio is a fifth of what that takes, and not of every program.
-        from ._io.asynchronous import async_io
-        from ._io.clients import checked_auth, headers_of
-
         url, credentials = split_base_url(base_url)
-        io = async_io(transport, http_client, checked_auth(auth) or credentials)
+        with late_imports:
+            # Not with this module: anyio is a fifth of what that takes, and not of every program.
+            from ._io.asynchronous import async_io
+            from ._io.clients import checked_auth, headers_of
+
+            io = async_io(transport, http_client, checked_auth(auth) or credentials)
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,

@@ -38,8 +38,19 @@ forks: list[None] = []
 
 Asked with each chunk, which the process id is too slow for.
 """
+late_imports = threading.RLock()
+"""Held while modules are imported late: a fork waits for it.
+
+In the child nobody would go on with what a thread of the parent was importing, and whoever needs
+that would wait for ever.
+"""
 with suppress(AttributeError):  # there are none on Windows
     os.register_at_fork(after_in_child=partial(forks.append, None))
+    os.register_at_fork(
+        before=late_imports.acquire,
+        after_in_parent=late_imports.release,
+        after_in_child=late_imports.release,
+    )
 
 T = TypeVar("T")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import random
 import re
 import threading
@@ -17,7 +18,17 @@ import httpx
 
 from .._errors import TransportError
 from .._settings import Timeout
-from . import STREAM_CLOSED, AuthTypes, Exchange, Stop, WireRequest, abandoned, forks, members
+from . import (
+    STREAM_CLOSED,
+    AuthTypes,
+    Exchange,
+    Stop,
+    WireRequest,
+    abandoned,
+    forks,
+    late_imports,
+    members,
+)
 from .failures import is_of, redirected, retold, translated
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
@@ -116,7 +127,9 @@ class ClientIO(ABC, Generic[C]):
         with self._making:
             client = self._get_client()
             if client is None:
-                client = self._make()
+                with late_imports:
+                    codecs.lookup("idna")  # as Python does for the first host
+                    client = self._make()  # httpx imports httpcore
                 self._set_client(client)
         return client
 

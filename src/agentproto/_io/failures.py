@@ -17,7 +17,7 @@ from .._errors import (
     error_from_status,
 )
 from .._shapes import as_list
-from . import WireRequest
+from . import WireRequest, late_imports
 
 TRANSPORT_ERRORS = (
     *(httpx.HTTPError, httpx.StreamError, httpx.InvalidURL),
@@ -39,7 +39,8 @@ def retold(exc: Exception) -> Exception:
     origin = exc if _is_of_aiohttp(exc) else exc.__cause__
     if origin is None or not _is_of_aiohttp(origin):
         return exc
-    from .._aiohttp import as_httpx
+    with late_imports:
+        from .._aiohttp import as_httpx
 
     return as_httpx(origin)
 
