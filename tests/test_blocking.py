@@ -167,11 +167,13 @@ LATE = {
     "aiohttp": "agentproto.AsyncRunsClient(URL, transport='aiohttp')",
     "httpcore": "agentproto.RunsClient(URL, retry=None).get_run('r1')",
     "encodings.idna": "agentproto.RunsClient(URL, retry=None).get_run('r1')",
+    "certifi": "agentproto.RunsClient(URL, retry=None).get_run('r1')",
+    "anyio._backends": "asyncio.run(agentproto.AsyncRunsClient(URL, retry=None).get_run('r1'))",
 }
 """Modules that are imported late, and what imports them."""
 
 FORK_MEANWHILE = """
-import os, signal, sys, threading, time
+import asyncio, os, signal, sys, threading, time
 from contextlib import suppress
 import agentproto
 

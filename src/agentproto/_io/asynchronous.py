@@ -14,7 +14,17 @@ import httpx
 from anyio.lowlevel import RunVar
 
 from .._chunks import AsyncJoiningRead, join_chunks
-from . import AuthTypes, Exchange, WireRequest, abandoned, forks, members, running_loop, shut_down
+from . import (
+    AuthTypes,
+    Exchange,
+    WireRequest,
+    abandoned,
+    forks,
+    late_imports,
+    members,
+    running_loop,
+    shut_down,
+)
 from .clients import (
     LIMITS,
     ClientIO,
@@ -104,7 +114,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
 
     # A connection lives and dies with its event loop: each loop has a pool of its own.
     def _get_client(self) -> httpx.AsyncClient | None:
-        here = self._here.get(None)
+        here = self._here.get(None) if self._clients else None
         return None if here is None else self._clients.get(here)
 
     def _set_client(self, client: httpx.AsyncClient | None) -> None:
@@ -115,7 +125,8 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         for loop in [loop for loop in members(self._clients) if loop.is_gone()]:
             del self._clients[loop]
         here = _Loop()
-        self._here.set(here)
+        with late_imports:  # anyio, of its backend
+            self._here.set(here)
         self._clients[here] = client
 
     @contextmanager

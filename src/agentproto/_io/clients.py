@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
@@ -127,9 +127,7 @@ class ClientIO(ABC, Generic[C]):
         with self._making:
             client = self._get_client()
             if client is None:
-                with late_imports:
-                    codecs.lookup("idna")  # as Python does for the first host
-                    client = self._make()  # httpx imports httpcore
+                client = self._make()
                 self._set_client(client)
         return client
 
@@ -232,7 +230,16 @@ def own_client(
     # A class of each its own: whoever puts another in the place of httpx's is heard, too.
     own: Callable[..., C] = type(kind.__name__, (kind,), {"cookies": _Cookies()})
     hooks = {"request": [] if auth is None else [check], "response": [refuse]}
-    return own(transport=transport, limits=LIMITS, event_hooks=hooks)
+    is_first = (kind, type(transport)) not in _made_before
+    # With the first, httpx imports httpcore; to read certificates for each takes as long.
+    with late_imports if is_first else nullcontext():
+        codecs.lookup("idna")  # as Python does for the first host
+        client = own(transport=transport, limits=LIMITS, event_hooks=hooks)
+    _made_before.add((kind, type(transport)))
+    return client
+
+
+_made_before: set[tuple[type, type]] = set()
 
 
 def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
