@@ -231,7 +231,7 @@ def own_client(
     own: Callable[..., C] = type(kind.__name__, (kind,), {"cookies": _Cookies()})
     hooks = {"request": [] if auth is None else [check], "response": [refuse]}
     is_first = (kind, type(transport)) not in _made_before
-    # With the first, httpx imports httpcore; to read certificates for each takes as long.
+    # Only the first of a kind imports httpcore. Certificates are read for each, side by side.
     with late_imports if is_first else nullcontext():
         codecs.lookup("idna")  # as Python does for the first host
         client = own(transport=transport, limits=LIMITS, event_hooks=hooks)
