@@ -173,28 +173,29 @@ LATE = {
 """Modules that are imported late, and what imports them."""
 
 FORK_MEANWHILE = """
-import asyncio, os, signal, sys, threading, time
+import asyncio, os, signal, sys, threading
 from contextlib import suppress
 import agentproto
 
 URL = "http://127.0.0.1:9"
-begun = threading.Event()
+begun, forks = threading.Event(), threading.Event()
+os.register_at_fork(before=forks.set)
 
-class Slow:
+class HeldOpen:
     @staticmethod
     def find_spec(name, *_):
         if name == {module!r}:
             begun.set()
-            time.sleep(0.3)
+            assert forks.wait({bound})
 
 def use():
     with suppress(agentproto.TransportError):
         {use}
 
-sys.meta_path.insert(0, Slow)
+sys.meta_path.insert(0, HeldOpen)
 thread = threading.Thread(target=use)
 thread.start()
-begun.wait()
+assert begun.wait({bound})
 pid = os.fork()
 if pid == 0:
     signal.alarm({bound})

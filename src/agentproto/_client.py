@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
+from functools import cache
 from types import TracebackType
 from typing import (
     TYPE_CHECKING,
@@ -58,10 +59,10 @@ from ._settings import (
 from ._shapes import as_object
 from ._sse import ServerSentEvent
 from ._stream import RAW, Ended, EventStream
+from ._version import __version__
 
 if TYPE_CHECKING:
     import httpx_sse
-from ._version import __version__
 
 T = TypeVar("T")
 M = TypeVar("M", RunCreate, RunUpdate, RunSearchRequest)
@@ -285,10 +286,15 @@ class RunStream(StreamState[T]):
 
 def as_httpx_sse(sse: ServerSentEvent) -> httpx_sse.ServerSentEvent:
     """A block as httpx-sse has it."""
+    return _class_of_httpx_sse()(sse.event, sse.text, sse.id, sse.retry)
+
+
+@cache
+def _class_of_httpx_sse() -> type[httpx_sse.ServerSentEvent]:
     with late_imports:
         import httpx_sse  # for few programs, and a thirtieth of what importing this package takes
 
-    return httpx_sse.ServerSentEvent(sse.event, sse.text, sse.id, sse.retry)
+    return httpx_sse.ServerSentEvent
 
 
 class RunCalls:
@@ -297,7 +303,8 @@ class RunCalls:
     def __init__(self, session: Session, settings: CallSettings, dialect: str) -> None:
         self._session = session
         self._settings = settings
-        self._dialect = _dialect_named(dialect)
+        with late_imports:
+            self._dialect = _dialect_named(dialect)
 
     @overload
     async def create_and_wait_run(
@@ -734,19 +741,18 @@ def _with_options(settings: CallSettings, options: Mapping[str, Any]) -> CallSet
 
 
 def _dialect_named(name: str) -> Dialect:
-    with late_imports:
-        match name:
-            case "agent-protocol":
-                from ._dialects import agent_protocol
+    match name:
+        case "agent-protocol":
+            from ._dialects import agent_protocol
 
-                return agent_protocol
-            case "langgraph":
-                from ._dialects import langgraph
+            return agent_protocol
+        case "langgraph":
+            from ._dialects import langgraph
 
-                return langgraph
-            case _:
-                names = " or ".join(map(repr, get_args(DialectName)))
-                raise ValueError(f"dialect: expected {names}, got {name!r}")
+            return langgraph
+        case _:
+            names = " or ".join(map(repr, get_args(DialectName)))
+            raise ValueError(f"dialect: expected {names}, got {name!r}")
 
 
 def _check_answers(run: RunLike, update: RunUpdate) -> None:

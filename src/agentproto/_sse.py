@@ -263,7 +263,7 @@ class SSEDecoder:
         if long is None:
             self._long = piece
             size = len(piece)
-        elif end >= 0 and type(long) is bytes:
+        elif end >= 0 and isinstance(long, bytes):
             # In two pieces, as nearly all are: cheaper than a buffer, for a copy of the first.
             self._data = long + piece
             size = len(self._data)
