@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import asyncio
 import gc
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 from .both import Aiohttp, Async, Blocking, Flavour
@@ -29,6 +31,22 @@ def pytest_runtest_call() -> Generator[None, object, object]:
     result = yield
     gc.collect()
     return result
+
+
+LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.new_event_loop,
+    "uvloop": uvloop.new_event_loop,
+}
+ON_EVERY_LOOP = {"test_aiohttp", "test_closing", "test_faults", "test_limits"}
+"""The modules whose tests run on each loop: what they ask of it is how it closes."""
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]] | None:
+    del config
+    module = item.module.__name__.rpartition(".")[2]  # type: ignore[attr-defined]  # a function's
+    return LOOPS if module in ON_EVERY_LOOP else {"asyncio": LOOPS["asyncio"]}
 
 
 @pytest.fixture(params=[Async, Aiohttp, Blocking], ids=["async", "aiohttp", "sync"])

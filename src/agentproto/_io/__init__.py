@@ -224,9 +224,14 @@ class Exchange(ABC):
 def shut_down(stream: Any) -> None:
     """Let both ends of a network stream know at once that it is over."""
     connection = None if stream is None else stream.get_extra_info("socket")
-    if connection is not None:
-        with suppress(OSError):
+    if connection is None:
+        return
+    with suppress(OSError):
+        try:
             connection.shutdown(socket.SHUT_RDWR)
+        except TypeError:  # uvloop hands out a socket that refuses everything but its number
+            with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
+                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class IO(Protocol):
