@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from agentproto import RunsClient
 from agentproto._aiohttp import _JoiningReceive
-from agentproto._chunks import AsyncJoiningRead, ChunkJoiner, JoiningRead, join_chunks
+from agentproto._io.transports.chunks import AnswerJoiner
 
 from .both import Flavour
 from .raw_server import BOUND, Connection, chunk, head, raw_server
@@ -53,22 +53,21 @@ def read_by_h11(answers: list[list[bytes]], *, joins: bool) -> tuple[list[Any], 
     """
     connection = h11.Connection(h11.CLIENT)
     pieces: Iterator[bytes] = iter([piece for answer in answers for piece in answer])
-    read: Any = JoiningRead(lambda *_: next(pieces, b"")) if joins else lambda _: next(pieces, b"")
+    joiner = AnswerJoiner()
     told, chunks = list[Any](), 0
     try:
         for _ in answers:
             connection.send(h11.Request(method="GET", target="/", headers=[("host", "h")]))
             connection.send(h11.EndOfMessage())
+            joiner.awaits_head = joins
             event: Any = None
             while not isinstance(event, h11.EndOfMessage | h11.ConnectionClosed):
                 event = connection.next_event()
                 if event is h11.NEED_DATA:
                     told.append("read")
-                    connection.receive_data(read(65_536))
+                    connection.receive_data(joiner.join(next(pieces, b"")))
                 elif isinstance(event, h11.Response):
                     told.append(event.status_code)
-                    if joins:
-                        read.begin_body()
                 elif isinstance(event, h11.Data):
                     chunks += 1
                     before = told.pop() if isinstance(told[-1], bytes) else b""
@@ -196,23 +195,6 @@ def test_chunk_with_another_end_is_judged_by_the_parser(end: bytes, size: int) -
     assert read_by_aiohttp(answers, joins=True) == read_by_aiohttp(answers, joins=False)
 
 
-async def test_body_is_taken_as_it_was_received() -> None:
-    """An event loop receives 256 KiB at once; a head, or what is no body of ours, as asked for."""
-    asked: list[int] = []
-
-    async def read(max_bytes: int, _: float | None) -> bytes:
-        asked.append(max_bytes)
-        return HEAD if len(asked) == 1 else chunk(b"a") * 2
-
-    joining = AsyncJoiningRead(read)
-    await joining(65_536)
-    joining.begin_body()
-    assert await joining(65_536) == chunk(b"aa")
-    joining.begin(b"")
-    await joining(65_536)
-    assert asked == [65_536, 262_144, 65_536]
-
-
 def test_aiohttp_may_tell_its_parser_to_go_on() -> None:
     """It receives nothing, then, which is no head and ends nothing."""
     received: list[bytes] = []
@@ -275,17 +257,3 @@ def test_what_the_caller_asks_on_the_same_connection_is_left_alone() -> None:
             head_was_read.set()
             assert response.read() == ANSWER
         assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize("kind", [JoiningRead, AsyncJoiningRead])
-def test_stream_that_does_not_let_itself_be_changed_is_left_alone(kind: type[JoiningRead]) -> None:
-    """A network backend of the caller's."""
-
-    class Fixed:
-        __slots__ = ()
-
-        def read(self) -> None: ...
-
-    stream = Fixed()
-    join_chunks(stream, kind)
-    assert not isinstance(stream.read, ChunkJoiner)

@@ -5,22 +5,20 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
-import socket
 import ssl
 import sys
 from collections.abc import AsyncGenerator, Callable
 from contextlib import ExitStack, suppress
 from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import httpx
 import pytest
 import trustme
 
 from agentproto import AsyncRunsClient, RetryPolicy, RunsClient, RunStream, Timeout
-from agentproto._blocking import drive
 from agentproto._io import Stop, WireRequest
-from agentproto._io.blocking import BlockingIO
 from agentproto.testing import AgentRun, RunsServer, Values
 
 from .both import Async, Flavour, as_forked
@@ -96,17 +94,12 @@ async def _close_pool(client: Any) -> None:
         pool.close()
 
 
-def test_connection_that_is_made_while_the_client_closes_is_shut_down() -> None:
-    """DESIGN, The sync facade: close() from another thread."""
-    ours, theirs = socket.socketpair()
-    stream = type("Stream", (), {"get_extra_info": lambda *_: ours})()
-    io = RunsClient("http://127.0.0.1:9")._session.io
-    assert isinstance(io, BlockingIO)
-    drive(io.close())
-    io._note_connection(stream)
-    with ours, theirs:
-        theirs.settimeout(BOUND)
-        assert theirs.recv(1) == b""
+def test_connection_that_is_made_while_its_call_is_ended_is_ended_as_well() -> None:
+    """FAULTS: close() from another thread ends a call that is about to write its request."""
+    stop, connection = Stop(), Mock()
+    stop.set()
+    stop.hold(connection)
+    connection.abort.assert_called_once_with()
 
 
 async def test_wait_that_begins_after_the_client_was_closed_ends_at_once() -> None:

@@ -63,7 +63,10 @@ ROOMS = [
     ["_session"],
     ["_io.asynchronous", "_io.blocking", "_resume", "_retry"],
     ["_io.clients"],
-    ["_io.failures"],
+    ["_io.failures", "_io.cancellation"],
+    ["_io.transports.asynchronous", "_io.transports.blocking"],
+    ["_io.transports.asyncio_stream"],
+    ["_io.transports.pooled"],
     ["_io"],
     ["_aiohttp", "_dialects.agent_protocol", "_dialects.langgraph"],
     ["_dialects.bodies"],
@@ -72,7 +75,8 @@ ROOMS = [
     ["_coding", "_sse", "_json"],
     ["_errors"],
     ["_models"],
-    ["_chunks", "_settings", "_shapes", "_version"],
+    ["_io.transports", "_io.transports.chunks", "_io.transports.couplings"],
+    ["_settings", "_shapes", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 

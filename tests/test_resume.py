@@ -82,7 +82,8 @@ def kept_run(
         cut = left.pop(0) if left else None
         sent = body[:cut]
         pieces = [sent[i : i + size] for i in range(0, len(sent), size)]
-        await connection.send(head(200, **SSE), *map(chunk, pieces))
+        first = head(200, **SSE, connection="close")
+        await connection.send(first, *map(chunk, pieces))
         if cut is None:
             await connection.send(b"0\r\n\r\n")
         elif reset:

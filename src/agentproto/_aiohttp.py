@@ -17,7 +17,7 @@ import httpx
 from multidict import istr
 from yarl import URL
 
-from ._chunks import ChunkJoiner
+from ._io.transports.chunks import ChunkJoiner
 
 _MAX_HEADER_BYTES = 65_536
 """Of a line, and of a field: aiohttp's own limit refuses a long `Content-Location`."""
@@ -131,6 +131,14 @@ class _Connection:
         connection = self._answer.connection
         transport = None if connection is None else connection.transport
         return None if transport is None else transport.get_extra_info(name)
+
+    def abort(self) -> None:
+        connection = self._answer.connection
+        transport = None if connection is None else connection.transport
+        if transport is not None:
+            cast("Any", transport).abort()
+
+    drop = abort
 
 
 class _Connector(aiohttp.TCPConnector):

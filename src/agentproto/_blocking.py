@@ -186,7 +186,9 @@ class RunsClient:
             from ._io.blocking import blocking_io
             from ._io.clients import checked_auth, headers_of
 
-            io = blocking_io(transport, http_client, checked_auth(auth) or credentials)
+            io = blocking_io(
+                transport, http_client, checked_auth(credentials if auth is None else auth)
+            )
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,
@@ -215,7 +217,7 @@ class RunsClient:
 
     @_documented_as(AsyncRunsClient.aclose)
     def close(self) -> None:
-        drive(self._session.io.close())
+        drive(self._session.close())
 
     @overload
     def create_and_wait_run(

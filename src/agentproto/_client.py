@@ -148,8 +148,8 @@ class StreamState(Generic[T]):
         return f"<{type(self).__name__} run={self.run} ended={self.ended!r}>"
 
     def __del__(self) -> None:
+        self.core.abandon()
         if self.core.holds_connection:
-            self.core.abandon()
             told = f"{self!r} was not closed; use it in a with block"
             warnings.warn(told, ResourceWarning, 2, self)
 
@@ -889,7 +889,9 @@ class AsyncRunsClient(RunCalls):
             from ._io.asynchronous import async_io
             from ._io.clients import checked_auth, headers_of
 
-            io = async_io(transport, http_client, checked_auth(auth) or credentials)
+            io = async_io(
+                transport, http_client, checked_auth(credentials if auth is None else auth)
+            )
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,
@@ -917,4 +919,4 @@ class AsyncRunsClient(RunCalls):
 
     async def aclose(self) -> None:
         """Close the connections. More than once is fine; a client of the caller's stays open."""
-        await self._session.io.close()
+        await self._session.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -27,7 +29,7 @@ from ._events import merged_interrupts
 from ._io import IO, Exchange, Stop, WireRequest
 from ._io.failures import redirected
 from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse, told_ref
-from ._retry import RetryPolicy, seconds_until_retry
+from ._retry import NO_RETRIES, RetryPolicy, seconds_until_retry
 from ._settings import Timeout
 
 T = TypeVar("T")
@@ -46,8 +48,13 @@ STOPPED = frozenset({"interrupted", "cancelled", "canceled"})
 ERROR_SECONDS = 5.0
 """Seconds that the body of an error may take in all."""
 
+LEAVE_SECONDS = 2.0
+"""Seconds that a run which is left may take to be cancelled."""
+
 MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
+
+_log = logging.getLogger("agentproto")
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -101,7 +108,7 @@ class Session:
         wire = self.wire(whole, settings, JSON, deadline)
 
         async def once() -> T:
-            return await self._call_once(whole, wire, settings.max_response_bytes, check)
+            return await self._call_once(whole, wire, settings, check)
 
         return await self.repeat(once, whole, settings, wire)
 
@@ -237,6 +244,12 @@ class Session:
                 continues = told is not None and told.on_disconnect == "continue"
         return follow_up.result(run) if continues else None
 
+    async def close(self) -> None:
+        """Leave what is still open, and close the connections."""
+        for exchange in self.io.shared():
+            await exchange.leave()
+        await self.io.close()
+
     async def repeat(
         self,
         once: Callable[[], Awaitable[T]],
@@ -282,25 +295,68 @@ class Session:
         self,
         operation: Operation[T],
         wire: WireRequest,
-        most: int,
+        settings: CallSettings,
         check: Callable[[T], None] | None,
     ) -> T:
         exchange = await self.open(operation, wire)
-        run = run_named_by(exchange.response.headers) or operation.run
+        is_left = True
         try:
             if operation.has_body:
                 check_has_body(exchange)
-            body = await _read(exchange, most)
-            answer = operation.decode(Answer(exchange.response.headers, body, wire.asked, run))
+            body = await _read(exchange, settings.max_response_bytes)
+            answer = operation.decode(
+                Answer(exchange.response.headers, body, wire.asked, exchange.run)
+            )
             if check is not None:
                 check(answer)
         except AgentProtoError as error:
-            tell(error, exchange, run)
+            is_left = is_out_of_time(error)
+            tell(error, exchange, exchange.run)
             raise
         else:
+            is_left = False
             return answer
         finally:
             await exchange.release()
+            if is_left:
+                await self.cancel_left(exchange, operation, operation.follow_up, settings)
+
+    async def cancel_left(
+        self,
+        exchange: Exchange,
+        request: Request,
+        follow_up: FollowUp[Any] | None,
+        settings: CallSettings,
+    ) -> None:
+        """Cancel a run that was left on a connection of other runs, if its server would have.
+
+        The server cannot see it there: httpcore sends nothing when an HTTP/2 stream is left. What
+        goes wrong is logged: who leaves waits for no answer.
+        """
+        is_unheard = exchange.is_shared and request.is_cancelled_when_left is not False
+        run = exchange.run
+        if follow_up is None or run is None or not is_unheard:
+            return
+        limits = Timeout(connect=LEAVE_SECONDS, idle=LEAVE_SECONDS, total=LEAVE_SECONDS)
+        brief = replace(settings, timeout=limits, retry=NO_RETRIES, stop=None)
+        is_certain = request.is_cancelled_when_left is True
+        await self.io.shielded(self._cancel(run, follow_up, brief, is_certain=is_certain))
+
+    async def _cancel(
+        self, run: RunRef, follow_up: FollowUp[Any], settings: CallSettings, *, is_certain: bool
+    ) -> None:
+        try:
+            if not is_certain:
+                found = await self.optional(follow_up.status(run), settings, None)
+                if found is None or found.on_disconnect == "continue":
+                    return
+                if found.status not in GOES_ON:
+                    return
+            await self.call(follow_up.cancel(run), settings)
+        except (AgentProtoError, RuntimeError, ValueError) as error:
+            _log.warning("run %s was left and could not be cancelled: %s", run.run_id, error)
+        else:
+            _log.info("run %s was left, and is cancelled", run.run_id)
 
     def wire(
         self,
@@ -334,6 +390,7 @@ class Session:
         except AgentProtoError as error:
             error.about(run=request.run)
             raise
+        exchange.run = run_named_by(exchange.response.headers) or request.run
         if not exchange.response.is_success:
             raise await _refused(exchange, request)
         return exchange
@@ -380,14 +437,28 @@ async def _refused(exchange: Exchange, request: Request) -> AgentProtoError:
 async def _error_body(exchange: Exchange) -> bytes:
     body = bytearray()
     exchange.hurry(ERROR_SECONDS)
+    most = MAX_ERROR_BYTES
+    if exchange.response.status_code >= 500:
+        # uvicorn closes after an exception in a handler, and says so to nobody. Whose last read is
+        # left out, no client uses again.
+        exchange.retire()
+        most = min(most, _length(exchange))
     try:
-        while len(body) < MAX_ERROR_BYTES and (piece := await exchange.read()):
+        while len(body) < most and (piece := await exchange.read()):
             body += piece
     except AgentProtoError:
         pass  # the status is known, and what came of the body
     finally:
         await exchange.release()
     return bytes(body)
+
+
+def _length(exchange: Exchange) -> int:
+    """Bytes of a body as it is read, where its headers say so; else more than any has."""
+    headers = exchange.response.headers
+    length = headers.get("content-length", "")
+    is_known = length.isdecimal() and "content-encoding" not in headers
+    return int(length[:20]) if is_known else sys.maxsize
 
 
 def check_has_body(exchange: Exchange) -> None:

@@ -55,6 +55,11 @@ RAW = "aiter_sse() or iter_sse()"
 _TELLING = frozenset({MetadataEvent, ErrorEvent, EndEvent})
 """The events that tell of the run as a whole."""
 
+REST_SECONDS = 0.05
+"""Seconds that the rest of a body may take after the end of the run was handed over.
+
+A body that ends leaves its connection free for another request."""
+
 _NOTED = frozenset({"values", "end", "error"})
 
 
@@ -86,6 +91,7 @@ class EventStream(Generic[T]):
         self._consumer: str | None = None
         self._busy = False
         self._all_arrived = False
+        self._has_last = False
         self._had_metadata = False
         self._is_concluded = False
         self._is_joined = False
@@ -144,6 +150,7 @@ class EventStream(Generic[T]):
                         continue
                     if sse.event in LAST:
                         self._end_by(sse.event)
+                        self._limit_rest()
                 else:
                     self.new_text = self._transcript.add(event)
             except AgentProtoError as error:
@@ -174,6 +181,7 @@ class EventStream(Generic[T]):
                 self._passed_raw[sse.event] = sse
             if sse.event in LAST:
                 self._end_by(sse.event)
+                self._limit_rest()
             self.delivered += 1
             self.last_event_id = sse.id or None
             return sse
@@ -220,14 +228,17 @@ class EventStream(Generic[T]):
                     self._check_open()
                 if not piece:
                     exchange = await self._settle_end(exchange)
-                elif self._take_in(piece):
-                    await exchange.release()
+                else:
+                    self._take_in(piece)
+            if not self._pending:
+                await self._let_go()
             return bool(self._pending)
         except AgentProtoError as error:
             self._failure = self._with_details(error)
             await self._give_up("cut")
             raise
         except BaseException:
+            self._has_last = False  # who is cancelled does not wait for more
             await self._give_up("closed")
             raise
         finally:
@@ -264,7 +275,8 @@ class EventStream(Generic[T]):
 
     def abandon(self) -> None:
         """Let the server see that nobody listens any more, where nothing can be awaited."""
-        cast("Exchange", self.exchange).drop()
+        if self.exchange is not None and (self._has_last or not self._all_arrived):
+            self.exchange.drop()
 
     async def close(self) -> None:
         """Stop now, also from another task or thread. More than once is fine."""
@@ -280,10 +292,32 @@ class EventStream(Generic[T]):
 
     async def _give_up(self, how: Ended) -> None:
         self.ended = self.ended or how
+        is_left = not self._all_arrived and (
+            how == "closed" or (self._failure is not None and is_out_of_time(self._failure))
+        )
         self._pending.clear()
         self._all_arrived = True
-        if self.exchange is not None:
+        await self._let_go()
+        if is_left and self.exchange is not None:
+            operation = self._operation
+            await self._session.cancel_left(
+                self.exchange, operation, operation.follow_up, self._settings
+            )
+
+    async def _let_go(self) -> None:
+        """Release the connection; of one whose run has ended, the rest of the body is taken."""
+        if self.exchange is None:
+            return
+        if self._has_last:
+            self._has_last = False
+            await self.exchange.finish(REST_SECONDS)
+        else:
             await self.exchange.release()
+
+    def _limit_rest(self) -> None:
+        # A caller may take its time with the last event, and the server keep the body open.
+        if self.exchange is not None:
+            self.exchange.expire_in(REST_SECONDS)
 
     async def _open(self) -> Exchange:
         self._deadline = self._session.io.deadline(self._settings.timeout)
@@ -311,6 +345,7 @@ class EventStream(Generic[T]):
             self.ended, self._all_arrived = "stopped", True
             await exchange.release()
             return
+        exchange.leave = self.close
         self._learn_run(run_named_by(exchange.response.headers))
         check_has_body(exchange)
         _check_is_event_stream(exchange)
@@ -319,20 +354,18 @@ class EventStream(Generic[T]):
         if self._failure is not None:
             raise self._failure
 
-    def _take_in(self, piece: bytes) -> bool:
-        """Whether nothing comes behind this piece."""
+    def _take_in(self, piece: bytes) -> None:
         arrived: list[ServerSentEvent] = []
         try:
             for sse in self._cursor.take_in(self._decoder.feed_runs(piece)):
                 arrived.append(sse)
                 if sse.event in LAST:
-                    self._all_arrived = True
+                    self._all_arrived = self._has_last = True
                     break
         except LookupError as problem:
             self._problem = str(problem)
         arrived.reverse()
         self._pending = arrived  # none is left, or nobody would have read
-        return self._all_arrived
 
     def _refuse_more(self, exchange: Exchange) -> NoReturn:
         # After the events that came before it: they were taken already.
@@ -544,6 +577,8 @@ class EventStream(Generic[T]):
         self._named = named.run_id
         if self.run is None or self.run.run_id != named.run_id or self.run.thread_id is None:
             self.run = replace(named, thread_id=named.thread_id or self._operation.thread_id)
+        if self.exchange is not None:
+            self.exchange.run = self.run
 
     def _learn_run_quietly(self, sse: ServerSentEvent) -> None:
         # Whoever wants the wire gets it, also where it is wrong.

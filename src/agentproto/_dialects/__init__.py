@@ -65,7 +65,8 @@ class Request:
 
     `run` is the run that is meant, `thread_id` the thread of one that is still to be named.
     `continues` is whether the run goes on when its caller leaves; None where only the server
-    knows. `shows_interrupts` is whether the answer would tell whatever the run asks.
+    knows; `is_cancelled_when_left` is whether the server then cancels it, None where the run has to
+    be looked at. `shows_interrupts` is whether the answer would tell whatever the run asks.
     """
 
     method: str
@@ -77,6 +78,7 @@ class Request:
     thread_id: str | None = None
     is_idempotent: bool = False
     continues: bool | None = None
+    is_cancelled_when_left: bool | None = False
     shows_interrupts: bool = True
 
     @property
@@ -130,12 +132,13 @@ class FollowUp(Generic[T]):
     """What may be asked of a run afterwards; None where the server cannot be asked.
 
     `status` is how it stands, `result` its output, and `questions` what waits for an answer, on
-    servers where the answer of a call may not show it.
+    servers where the answer of a call may not show it. `cancel` ends it.
     """
 
     status: Callable[[RunRef], Operation[Run] | None]
     result: Callable[[RunRef], Operation[T] | None]
     questions: Callable[[RunRef], Operation[list[Interrupt]] | None]
+    cancel: Callable[[RunRef], Operation[None]]
 
 
 class Dialect(Protocol):

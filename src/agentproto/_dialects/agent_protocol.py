@@ -32,6 +32,7 @@ def create_and_wait_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
+        is_cancelled_when_left=run_create.on_disconnect != "continue",
         decode=wait_decoder(values_type),
         follow_up=_follow_up(values_type),
     )
@@ -47,6 +48,7 @@ def create_and_stream_run(
         content=content_of(run_create.fields_to_send(), extra_body),
         thread_id=run_create.thread_id,
         continues=run_create.on_disconnect == "continue",
+        is_cancelled_when_left=run_create.on_disconnect != "continue",
         decode=EventReader(values_type).read,
         follow_up=_follow_up(values_type),
         join=_join,
@@ -65,6 +67,7 @@ def update_and_wait_run(
         path=f"runs/{segment(run.run_id)}/wait",
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
+        is_cancelled_when_left=None,
         decode=wait_decoder(values_type),
         follow_up=_follow_up(values_type),
     )
@@ -83,6 +86,7 @@ def update_and_stream_run(
         begins_run=False,
         content=content_of(run_update.fields_to_send(), extra_body),
         run=run,
+        is_cancelled_when_left=None,
         decode=EventReader(values_type).read,
         follow_up=_follow_up(values_type),
         join=_join,
@@ -185,6 +189,7 @@ def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
         status=get_run,
         result=partial(wait_run, values_type=values_type),
         questions=_none_to_ask,
+        cancel=partial(cancel_run, wait=False, action="interrupt"),
     )
 
 

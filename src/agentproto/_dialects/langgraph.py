@@ -221,6 +221,7 @@ def _wait(
         content=content_of(fields, extra_body),
         thread_id=thread_id,
         continues=body.get("on_disconnect") == "continue",
+        is_cancelled_when_left=body.get("on_disconnect") == "cancel",
         decode=wait_decoder(values_type, _output_of_schema),
         shows_interrupts=_shows_interrupts(body.get("stream_mode")),
         follow_up=_follow_up(values_type),
@@ -233,12 +234,14 @@ def _stream(
     extra_body: Mapping[str, Any],
     values_type: type[T] | None,
 ) -> StreamOperation[T]:
+    on_disconnect = {**fields, **extra_body}.get("on_disconnect")
     return StreamOperation(
         method="POST",
         path=f"{_runs(thread_id)}/stream",
         content=content_of(fields, extra_body),
         thread_id=thread_id,
-        continues={**fields, **extra_body}.get("on_disconnect") == "continue",
+        continues=on_disconnect == "continue",
+        is_cancelled_when_left=on_disconnect == "cancel",
         why_not_kept=None if extra_body.get("stream_resumable") is True else _NOT_KEPT,
         replay_from=REPLAY_ALL,
         decode=partial(_event_of_run, read=EventReader[T](values_type).read, asked="GET the run"),
@@ -389,6 +392,7 @@ def _follow_up(values_type: type[T] | None) -> FollowUp[RunWaitResponse[T]]:
         status=_where_thread_is_known(get_run),
         result=_where_thread_is_known(partial(wait_run, values_type=values_type)),
         questions=_where_thread_is_known(_questions),
+        cancel=partial(cancel_run, wait=False, action="interrupt"),
     )
 
 

@@ -15,17 +15,18 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, cast
 
 import httpx
 
-from .._chunks import begin_body
 from .._coding import Inflater, inflater_for
-from .._errors import TransportError
+from .._errors import AgentProtoError, TransportError
+from .._models import RunRef
 from .._settings import Timeout
 
 if TYPE_CHECKING:
@@ -59,6 +60,18 @@ AuthTypes: TypeAlias = (
 )
 
 
+class Connection(Protocol):
+    """A network stream of ours, which needs no event loop and no lock to be ended."""
+
+    def abort(self) -> None:
+        """End it, from any thread; a read that waits there ends, too."""
+        ...
+
+    def drop(self) -> None:
+        """The same where a finalizer runs, which may be in the middle of anything."""
+        ...
+
+
 class Stop:
     """What ends the waits of a request, from any task or thread."""
 
@@ -66,7 +79,14 @@ class Stop:
         self.is_set: bool = False
         self._event: threading.Event | None = None  # made where a thread waits: it is large
         self.scopes: dict[CancelScope, AbstractEventLoop | None] = {}
+        self.connections: set[Connection] = set()
         self.exchanges: set[Exchange] = set()
+
+    def hold(self, connection: Connection) -> None:
+        """End this connection, too, until its answer has begun and is an exchange."""
+        self.connections.add(connection)
+        if self.is_set:
+            connection.abort()
 
     def wait(self, seconds: float) -> None:
         """Sleep in this thread, unless it is set before."""
@@ -86,8 +106,14 @@ class Stop:
                 continue
             with suppress(RuntimeError):  # it has ended meanwhile
                 loop.call_soon_threadsafe(scope.cancel)
+        for connection in members(self.connections):
+            connection.abort()
         for exchange in members(self.exchanges):
             exchange.wake()
+
+
+sending: ContextVar[Stop | None] = ContextVar("sending", default=None)
+"""What ends the request that is sent here: a connection takes itself in as it writes."""
 
 
 def running_loop() -> AbstractEventLoop | None:
@@ -138,12 +164,18 @@ class Exchange(ABC):
         self._owner = owner
         self._forks = len(forks)
         extensions = response.extensions
-        # Over HTTP/2 the socket is that of other runs, too.
-        is_alone = extensions.get("http_version", b"").startswith(b"HTTP/1")
-        self._own_connection: Any = extensions.get("network_stream") if is_alone else None
-        if not response.is_stream_consumed:  # by a hook of the caller's
-            begin_body(self._own_connection)
+        self.is_shared = extensions.get("http_version", b"HTTP/1").startswith(b"HTTP/2")
+        """Whether its connection is that of other requests, too."""
+        stream = extensions.get("network_stream")
+        is_ours = callable(getattr(stream, "abort", None))
+        self._connection: Connection | None = stream if is_ours else None
+        self._foreign_stream: Any = None if is_ours or self.is_shared else stream
         self._is_at_end = False
+        self._is_retired = False
+        self.run: RunRef | None = None
+        """Which run it is, once that is known."""
+        self.leave: Callable[[], Awaitable[None]] = self.release
+        """What the end of its client is for it."""
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
         if request.stop.is_set:  # between the answer and here
@@ -155,21 +187,47 @@ class Exchange(ABC):
         deadline = until if self.request.deadline is None else min(until, self.request.deadline)
         limits = replace(self.request.timeout, idle=seconds, total=seconds)
         self.request = replace(self.request, deadline=deadline, timeout=limits)
-        # Where httpcore looks when it begins to read a body.
-        self.response.request.extensions.setdefault("timeout", {})["read"] = seconds
+
+    def retire(self) -> None:
+        """Let no other request have this connection, however its body ends."""
+        self._is_retired = not self.is_shared
+
+    @property
+    def is_left_open(self) -> bool:
+        """Whether its connection is to be closed rather than kept for another request."""
+        return self._is_retired or not self._is_at_end
 
     def wake(self) -> None:
-        """Shut the socket down, from any thread: it ends a read that blocks there."""
-        if not self._is_at_end and self._forks == len(forks):
-            shut_down(self._own_connection)
+        """End the connection, from any thread: it ends a read that waits there."""
+        if (self._is_at_end and not self._is_retired) or self._forks != len(forks):
+            return
+        if self._connection is not None:
+            self._connection.abort()
+        elif self._foreign_stream is not None:
+            shut_down(self._foreign_stream)
+
+    async def finish(self, seconds: float) -> None:
+        """Take the rest of the body, if it comes in time: the connection can then be used again."""
+        self.hurry(seconds)
+        with suppress(AgentProtoError, RuntimeError):
+            while await self.read():
+                pass
+        await self.release()
 
     def _forget(self) -> None:
         self._owner.exchanges.discard(self)
         self.request.stop.exchanges.discard(self)
 
+    @abstractmethod
+    def expire_in(self, seconds: float) -> None:
+        """End the connection then, unless its body has ended; where there are timers."""
+
     def drop(self) -> None:
         """Let the server see that nobody listens any more, where nothing can be awaited."""
-        self.wake()
+        if self._connection is None:
+            self.wake()
+        elif self._forks == len(forks):
+            self._connection.drop()
         # httpcore locks when it closes: a finalizer that did could wait for its own thread.
         if self._forks == len(forks):
             self._owner.dropped.append(self)
@@ -222,16 +280,14 @@ class Exchange(ABC):
 
 
 def shut_down(stream: Any) -> None:
-    """Let both ends of a network stream know at once that it is over."""
-    connection = None if stream is None else stream.get_extra_info("socket")
-    if connection is None:
-        return
-    with suppress(OSError):
-        try:
+    """Let both ends of a network stream know at once that it is over, where its socket allows it.
+
+    A socket of an event loop need not: that of uvloop raises a TypeError.
+    """
+    connection = stream.get_extra_info("socket")
+    if connection is not None:
+        with suppress(OSError, TypeError):
             connection.shutdown(socket.SHUT_RDWR)
-        except TypeError:  # uvloop hands out a socket that refuses everything but its number
-            with socket.socket(fileno=os.dup(connection.fileno())) as duplicate:
-                duplicate.shutdown(socket.SHUT_RDWR)
 
 
 class IO(Protocol):
@@ -239,6 +295,8 @@ class IO(Protocol):
 
     async def send(self, request: WireRequest) -> Exchange: ...
     async def sleep(self, seconds: float, request: WireRequest) -> None: ...
+    async def shielded(self, work: Coroutine[Any, Any, None]) -> None: ...
+    def shared(self) -> list[Exchange]: ...
     async def close(self) -> None: ...
     def chance(self) -> float: ...
     def now(self) -> float: ...

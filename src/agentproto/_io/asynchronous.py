@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, cast
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Mapping
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import ref
 
 import anyio
 import httpx
-from anyio.lowlevel import RunVar
+from anyio.lowlevel import RunVar, checkpoint
 
-from .._chunks import AsyncJoiningRead, join_chunks
 from . import (
     AuthTypes,
     Exchange,
@@ -23,19 +22,22 @@ from . import (
     late_imports,
     members,
     running_loop,
-    shut_down,
+    sending,
 )
+from .cancellation import guarded
 from .clients import (
-    LIMITS,
     ClientIO,
     check_client,
     check_headers,
     check_kind,
-    connection_made,
     own_client,
     refuse_redirect,
 )
 from .failures import is_of_network, look_for_redirect, ran_out, tellable
+from .transports import LIMITS
+
+if TYPE_CHECKING:
+    from asyncio import TimerHandle
 
 
 class _AsyncExchange(Exchange):
@@ -48,27 +50,27 @@ class _AsyncExchange(Exchange):
     ) -> None:
         super().__init__(owner, request, response)
         self._io = owner
-        self._idles = 1 if self._own_connection is None else math.inf
         self.client = client
         self._body: AsyncIterator[bytes] | None = None
+        self._expiry: TimerHandle | None = None
 
     async def _receive(self) -> bytes:
         body = self._body or self._open_body()
         try:
-            if self.request.deadline is None and self._own_connection is not None:
+            if self.request.deadline is None and self._connection is not None:
                 async for piece in body:
                     if piece:
                         return piece
             else:
-                # Another transport, or a connection of other runs too: who knows its limits?
-                with self._io.within(self.request, idles=self._idles):
+                # Of another transport, or one for other runs, too: who knows its limits?
+                with self._io.within(self.request, idles=1):
                     async for piece in body:
                         if piece:
                             return piece
         except Exception as exc:
             if not is_of_network(exc):
                 raise
-            raise self._io.error(exc, self.request) from exc
+            raise self._io.error(exc, self.request) from tellable(exc)
         return self._end()
 
     def _open_body(self) -> AsyncIterator[bytes]:
@@ -78,15 +80,36 @@ class _AsyncExchange(Exchange):
         self._body = aiter(cast("AsyncIterable[bytes]", raw))
         return self._body
 
+    def expire_in(self, seconds: float) -> None:
+        loop = running_loop()
+        if loop is not None and self._connection is not None and not self._is_at_end:
+            self._expiry = loop.call_later(seconds, self.wake)
+
     async def release(self) -> None:
         self._forget()
         if self._forks != len(forks):
             abandoned.append(self)  # closing would unregister what the parent process waits for
             return
-        # asyncio's own task.cancel() does not know the shield: it may come a second time.
+        if self._expiry is not None:
+            self._expiry.cancel()
         self.wake()
+        await guarded(self._close(), cancellations=0)
+
+    async def _close(self) -> None:
         with anyio.CancelScope(shield=True):
+            if self.is_left_open and not self.is_shared:
+                await self._unwind()
             await self.response.aclose()
+
+    async def _unwind(self) -> None:
+        """Let the generators of httpx and httpcore end, which would wait for the collector."""
+        if self._foreign_stream is not None:
+            with suppress(Exception):
+                await self._foreign_stream.aclose()
+        if self._body is not None:
+            with suppress(Exception):
+                async for _ in self._body:
+                    pass
 
 
 class _Loop:
@@ -106,8 +129,16 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
     """The port over `httpx.AsyncClient`."""
 
     def __init__(
-        self, make: Callable[[], httpx.AsyncClient], auth: AuthTypes | None, *, is_ours: bool
+        self,
+        make: Callable[[], httpx.AsyncClient],
+        auth: AuthTypes | None,
+        *,
+        is_ours: bool,
+        discard: Callable[
+            [httpx.AsyncClient], object
+        ] = id,  # a client of the caller's is not ours to let go
     ) -> None:
+        self._discard = discard
         self._here: RunVar[_Loop] = RunVar("agentproto")
         self._clients: dict[_Loop, httpx.AsyncClient] = {}
         super().__init__(make, auth, is_ours=is_ours)
@@ -122,12 +153,15 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
             abandoned.append(self._clients)
             self._clients = {}
             return
-        for loop in [loop for loop in members(self._clients) if loop.is_gone()]:
-            del self._clients[loop]
+        self._discard_of_loops_gone()
         here = _Loop()
         with late_imports:  # anyio, of its backend
             self._here.set(here)
         self._clients[here] = client
+
+    def _discard_of_loops_gone(self) -> None:
+        for loop in [loop for loop in members(self._clients) if loop.is_gone()]:
+            self._discard(self._clients.pop(loop))
 
     @contextmanager
     def within(self, request: WireRequest, *, idles: float = math.inf) -> Generator[None]:
@@ -153,36 +187,49 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         client = self._ready_client()
         await self.release_dropped()
         built: httpx.Request | None = None
-        connection: Any = None
 
         async def trace(name: str, info: Mapping[str, Any]) -> None:
-            nonlocal connection
-            made = connection_made(name, info)
-            if made is not None:
-                connection = made
-                join_chunks(made, AsyncJoiningRead)
-            else:
-                look_for_redirect(name, info, request)
+            look_for_redirect(name, info, request)
 
+        before = sending.set(request.stop)
         try:
             built = self._build(client, request, trace)
             # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
             with self.within(request, idles=2):
-                response = await client.send(built, **self._send_options())
+                sent = client.send(built, **self._send_options())
+                response = await guarded(sent, cancellations=1)
+            exchange = _AsyncExchange(self, client, request, response)
         except Exception as exc:
             if not is_of_network(exc):
-                shut_down(connection)
                 raise
             raise self.error(exc, request, built) from tellable(exc)
-        except BaseException:
-            # A second cancellation may meet httpcore just when it closes the connection.
-            shut_down(connection)
-            raise
-        return _AsyncExchange(self, client, request, response)
+        finally:
+            sending.reset(before)
+            request.stop.connections.clear()
+        return exchange
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         with self.within(request):
             await anyio.sleep(seconds)
+
+    async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it, though whoever asks is cancelled meanwhile, or was."""
+        if running_loop() is None:
+            with anyio.CancelScope(shield=True):
+                return await work
+        import asyncio  # it was before: only who runs a loop pays for it
+
+        task = asyncio.ensure_future(work)  # of its own: no cancellation of this one reaches it
+        cancelled: asyncio.CancelledError | None = None
+        while not task.done():
+            try:
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait([task])
+            except asyncio.CancelledError as exc:
+                cancelled = exc
+        if cancelled is not None:
+            raise cancelled
+        return task.result()
 
     async def close(self) -> None:
         self.is_closed = True
@@ -197,6 +244,8 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
                 exchange.wake()
         if self._is_ours and client is not None:
             await client.aclose()
+            await guarded(checkpoint(), cancellations=0)  # asyncio closes sockets in its next turn
+        self._discard_of_loops_gone()
         self._clients.clear()
 
 
@@ -210,25 +259,44 @@ def async_io(
     check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
         return AsyncIO(lambda: http_client, auth, is_ours=False)
-    return AsyncIO(
-        lambda: own_client(
+    own = _OwnClients(make_transport, auth)
+    return AsyncIO(own.make, auth, is_ours=True, discard=own.discard)
+
+
+class _OwnClients:
+    """Makes clients, each with a transport of its own, which it can let go without its loop."""
+
+    def __init__(
+        self, make_transport: Callable[[], httpx.AsyncBaseTransport], auth: AuthTypes | None
+    ) -> None:
+        self._make_transport = make_transport
+        self._auth = auth
+        self._transports: dict[httpx.AsyncClient, httpx.AsyncBaseTransport] = {}
+
+    def make(self) -> httpx.AsyncClient:
+        client, transport = own_client(
             httpx.AsyncClient,
-            make_transport(),
-            auth,
+            self._make_transport,
+            self._auth,
             check=_check_headers_async,
             refuse=_refuse_redirect_async,
-        ),
-        auth,
-        is_ours=True,
-    )
+        )
+        self._transports[client] = transport
+        return client
+
+    def discard(self, client: httpx.AsyncClient) -> None:
+        """Let go of a client whose event loop has ended: nobody can close it in order."""
+        discard = getattr(self._transports.pop(client), "discard", None)
+        if discard is not None:
+            discard()
 
 
 def _maker_of(
     transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None,
-) -> Callable[[], httpx.AsyncBaseTransport | None]:
+) -> Callable[[], httpx.AsyncBaseTransport]:
     if transport != "aiohttp":
         check_kind("transport", transport, httpx.AsyncBaseTransport)
-        return lambda: transport
+        return _own_transport if transport is None else lambda: transport
     try:
         from .._aiohttp import Transport
     except ImportError as exc:
@@ -242,6 +310,12 @@ def _maker_of(
         return Transport(LIMITS)
 
     return make
+
+
+def _own_transport() -> httpx.AsyncBaseTransport:
+    from .transports.asynchronous import AsyncTransport
+
+    return AsyncTransport()
 
 
 async def _refuse_redirect_async(response: httpx.Response) -> None:

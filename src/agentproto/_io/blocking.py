@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, cast
-from weakref import ref
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from .._chunks import JoiningRead, join_chunks
-from . import AuthTypes, Exchange, WireRequest, forks, shut_down
+from . import AuthTypes, Exchange, WireRequest, forks, sending
 from .clients import (
     ClientIO,
     check_client,
     check_headers,
     check_kind,
-    connection_made,
     own_client,
     refuse_redirect,
 )
 from .failures import TRANSPORT_ERRORS, check_deadline, look_for_redirect, tellable
+from .transports.couplings import limit_reads
+
+if TYPE_CHECKING:
+    from .transports.blocking import BlockingStream
 
 
 class _BlockingExchange(Exchange):
@@ -40,7 +41,7 @@ class _BlockingExchange(Exchange):
                 if piece:
                     return piece
         except TRANSPORT_ERRORS as exc:
-            raise self._owner.error(exc, self.request) from exc
+            raise self._owner.error(exc, self.request) from tellable(exc)
         return self._end()
 
     def _open_body(self) -> Iterator[bytes]:
@@ -52,9 +53,18 @@ class _BlockingExchange(Exchange):
     def hurry(self, seconds: float) -> None:
         # A read that begins just within the time may take as long again.
         super().hurry(seconds / 2)
+        if self._connection is not None:
+            cast("BlockingStream", self._connection).longest_read = seconds / 2
+        else:
+            limit_reads(self.response, seconds / 2)
+
+    def expire_in(self, seconds: float) -> None:
+        del seconds  # no thread is kept for it: the next call of the caller finds out
 
     async def release(self) -> None:
         self._forget()
+        if self._is_retired:
+            self.wake()
         self.response.close()
 
 
@@ -66,18 +76,12 @@ class BlockingIO(ClientIO[httpx.Client]):
     ) -> None:
         super().__init__(make, auth, is_ours=is_ours)
         self._client: httpx.Client | None = None
-        # Weak, yet without callbacks: collected just then, one would swallow a KeyboardInterrupt.
-        self._connections: list[ref[Any]] = []
 
     def _get_client(self) -> httpx.Client | None:
         return self._client
 
     def _set_client(self, client: httpx.Client | None) -> None:
         self._client = client
-
-    def _meet_fork(self) -> None:
-        super()._meet_fork()
-        self._connections = []
 
     async def send(self, request: WireRequest) -> Exchange:
         client = self._ready_client()
@@ -86,29 +90,20 @@ class BlockingIO(ClientIO[httpx.Client]):
         built: httpx.Request | None = None
 
         def trace(name: str, info: Mapping[str, Any]) -> None:
-            made = connection_made(name, info)
-            if made is not None:
-                join_chunks(made, JoiningRead)
-                if self._is_ours:
-                    self._note_connection(made)
-            else:
-                look_for_redirect(name, info, request)
+            look_for_redirect(name, info, request)
 
+        before = sending.set(request.stop)
         try:
             built = self._build(client, request, trace)
             with self._waiting(request):
                 response = client.send(built, **self._send_options())
+            exchange = _BlockingExchange(self, request, response)
         except TRANSPORT_ERRORS as exc:
             raise self.error(exc, request, built) from tellable(exc)
-        return _BlockingExchange(self, request, response)
-
-    def _note_connection(self, made: Any) -> None:
-        # Which connection a request waits on, httpx tells only with the answer.
-        with self._making:
-            alive = [known for known in self._connections if known() is not None]
-            self._connections = [*alive, ref(made)]
-        if self.is_closed:
-            shut_down(made)
+        finally:
+            sending.reset(before)
+            request.stop.connections.clear()
+        return exchange
 
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         until = math.inf if request.deadline is None else request.deadline
@@ -117,13 +112,15 @@ class BlockingIO(ClientIO[httpx.Client]):
         self.check_not_stopped(request.stop)
         check_deadline(request)
 
+    async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it: nothing is cancelled here."""
+        await work
+
     async def close(self) -> None:
         self.is_closed = True
         if self._forks != len(forks):
             return
         self._stop_all()
-        for known in self._connections:
-            shut_down(known())
         if self._is_ours and self._client is not None:
             self._client.close()
 
@@ -140,10 +137,18 @@ def blocking_io(
     check_client(http_client, httpx.Client, transport)
     if http_client is not None:
         return BlockingIO(lambda: http_client, auth, is_ours=False)
-    return BlockingIO(
-        lambda: own_client(
-            httpx.Client, transport, auth, check=check_headers, refuse=refuse_redirect
-        ),
-        auth,
-        is_ours=True,
-    )
+
+    def make() -> httpx.Client:
+        make_transport = _own_transport if transport is None else lambda: transport
+        client, _ = own_client(
+            httpx.Client, make_transport, auth, check=check_headers, refuse=refuse_redirect
+        )
+        return client
+
+    return BlockingIO(make, auth, is_ours=True)
+
+
+def _own_transport() -> httpx.BaseTransport:
+    from .transports.blocking import BlockingTransport
+
+    return BlockingTransport()

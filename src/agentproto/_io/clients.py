@@ -29,7 +29,8 @@ from . import (
     late_imports,
     members,
 )
-from .failures import is_of, redirected, retold, translated
+from .failures import is_full, is_of, redirected, retold, translated
+from .transports import LIMITS
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
 
@@ -62,11 +63,19 @@ class ClientIO(ABC, Generic[C]):
         """What is raised for a failure of httpx, which `built` it may have been that failed."""
         if self.is_closed:
             return self.closed()
+        if request.stop.is_set:
+            return RuntimeError(STREAM_CLOSED)
         error = translated(retold(exc), request)
         if isinstance(error, TransportError) and built is not None and not is_of(exc, built):
             # Of a request that a hook or auth made meanwhile: ours may have been answered.
             error.was_sent = True
+        if is_full(exc):
+            error.args = (f"{error}{_held_by(members(self.exchanges))}",)
         return error
+
+    def shared(self) -> list[Exchange]:
+        """What is open on connections of other runs, too."""
+        return [exchange for exchange in members(self.exchanges) if exchange.is_shared]
 
     async def release_dropped(self) -> None:
         """Release what was dropped since the last time."""
@@ -156,7 +165,7 @@ class ClientIO(ABC, Generic[C]):
                 headers=_as_pairs({"connection": "keep-alive", **request.headers}),
                 cookies=client.cookies,
                 content=request.content,
-                extensions={"timeout": timeout.as_dict(), "trace": trace},
+                extensions={"timeout": timeout.as_dict()},
             )
         built = client.build_request(
             request.method,
@@ -165,12 +174,21 @@ class ClientIO(ABC, Generic[C]):
             content=request.content,
             timeout=timeout,
         )
-        built.extensions["trace"] = trace
+        built.extensions["trace"] = trace  # a redirect to no URL is named before httpx reads it
         return built
 
     def _send_options(self) -> dict[str, Any]:
         options: dict[str, Any] = {"stream": True, "follow_redirects": False}
         return options if self._auth is None else {**options, "auth": self._auth}
+
+
+def _held_by(exchanges: list[Exchange]) -> str:
+    """Which runs hold the connections of a client that has none left."""
+    if not exchanges:
+        return "; no stream of this client holds one"
+    runs = [str(exchange.run and exchange.run.run_id) for exchange in exchanges[:10]]
+    more = f" and {len(exchanges) - 10} more" if len(exchanges) > 10 else ""
+    return f"; open here: the streams of {', '.join(runs)}{more}"
 
 
 @lru_cache(maxsize=64)
@@ -201,14 +219,6 @@ def _as_pairs(headers: Mapping[str, str | bytes]) -> list[tuple[bytes, bytes]]:
 _encoded = lru_cache(maxsize=64)(str.encode)
 
 
-_CONNECTED = ("connect_tcp.complete", "start_tls.complete")
-
-
-def connection_made(name: str, info: Mapping[str, Any]) -> Any:
-    """The network stream that a step of httpcore has opened, if it has."""
-    return info["return_value"] if name.endswith(_CONNECTED) else None
-
-
 class _Cookies(httpx.Cookies):
     def extract_cookies(self, response: httpx.Response) -> None:
         # httpx has the standard library look, in objects of its own: a tenth of a call. And what
@@ -220,26 +230,26 @@ class _Cookies(httpx.Cookies):
 
 def own_client(
     kind: type[C],
-    transport: object,
+    make_transport: Callable[[], Any],
     auth: AuthTypes | None,
     *,
     check: Callable[[httpx.Request], Any],
     refuse: Callable[[httpx.Response], Any],
-) -> C:
-    """A client of this kind that does not look for cookies in vain."""
+) -> tuple[C, Any]:
+    """A client of this kind that does not look for cookies in vain, and its transport."""
     # A class of each its own: whoever puts another in the place of httpx's is heard, too.
     own: Callable[..., C] = type(kind.__name__, (kind,), {"cookies": _Cookies()})
     hooks = {"request": [] if auth is None else [check], "response": [refuse]}
-    is_first = (kind, type(transport)) not in _made_before
-    # Only the first of a kind imports httpcore. Certificates are read for each, side by side.
-    with late_imports if is_first else nullcontext():
+    # Only the first of a kind imports httpcore, and a transport of ours.
+    with nullcontext() if kind in _made_before else late_imports:
         codecs.lookup("idna")  # as Python does for the first host
+        transport = make_transport()
         client = own(transport=transport, limits=LIMITS, event_hooks=hooks)
-    _made_before.add((kind, type(transport)))
-    return client
+    _made_before.add(kind)
+    return client, transport
 
 
-_made_before: set[tuple[type, type]] = set()
+_made_before: set[type] = set()
 
 
 def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
@@ -249,7 +259,10 @@ def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
         TypeError: for anything else.
     """
     match auth:
-        case None | httpx.Auth() | (str() | bytes(), str() | bytes()):
+        case (str() | bytes() as user, str() | bytes() as password):
+            # Made once: as a pair it would stand in what others note of each `client.send`.
+            return httpx.BasicAuth(user, password)
+        case None | httpx.Auth():
             return auth
         case _ if callable(auth):
             return auth
@@ -301,8 +314,3 @@ def check_client(http_client: object, kind: type, transport: object) -> None:
     check_kind("http_client", http_client, kind)
     if http_client is not None and transport is not None:
         raise TypeError("transport and http_client: give one of them; the client has a transport")
-
-
-# No cap on connections: every open stream holds one, and with a cap of 100 the next stream fails.
-# Servers close idle connections after 5 s, and a POST that meets a closed one is not repeated.
-LIMITS = httpx.Limits(max_connections=None, max_keepalive_connections=20, keepalive_expiry=3.0)

@@ -111,12 +111,26 @@ def translated(
             error = TransportError(f"{request.asked}: {exc}; check the base_url")
             error.was_sent, error.is_final = False, True
             return error
+        case httpx.LocalProtocolError() if is_full(exc):
+            error = TransportError(
+                f"{request.asked}: {exc}: the HTTP/2 connection of the client is full, and streams "
+                "that were left count until their runs end; read them to their end, or use HTTP/1.1"
+            )
+            error.was_sent = False
+            return error
         case httpx.LocalProtocolError():
             return TransportError(f"{request.asked}: the request could not be written as HTTP")
         case _:
             return TransportError(
                 f"{request.asked}: the connection broke: {str(exc) or type(exc).__name__}"
             )
+
+
+def is_full(exc: BaseException) -> bool:
+    """Whether the client has no connection, and no stream of one, left for a request."""
+    origin = exc.__cause__
+    reason = origin.args[0] if origin is not None and origin.args else None
+    return isinstance(exc, httpx.PoolTimeout) or type(reason).__name__ == "TooManyStreamsError"
 
 
 def is_of(exc: Exception, built: httpx.Request) -> bool:

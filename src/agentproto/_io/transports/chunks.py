@@ -7,10 +7,7 @@ in it. aiohttp takes 1.4 us. To join it with those beside it takes 0.3.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from contextlib import suppress
 from functools import lru_cache
-from typing import Any
 
 _START = re.compile(rb"HTTP/1\.1 (?:2(?!04)|3(?!04)|[45])")  # of an answer that has a body
 _END_OF_HEAD = re.compile(rb"\n\r?\n")  # as h11 finds it
@@ -18,8 +15,6 @@ _IN_CHUNKS = re.compile(rb"\ntransfer-encoding: *chunked *\r?\n(?![ \t])", re.IG
 _CODED = re.compile(rb"\ntransfer-encoding", re.IGNORECASE)
 _SIZE_LINE = re.compile(rb"[0-9a-fA-F]{1,12}\r\n")
 _LONGEST_LINE = 14
-_AT_ONCE = 2**18
-"""Bytes that an event loop has received at once, at most: to take them in parts copies them."""
 _CUT_LINE = re.compile(rb"(?:[0-9a-fA-F]{1,12}\r?)?")
 
 
@@ -108,49 +103,19 @@ def _size_behind(end_and_line: bytes) -> int:
     return _size_in(end_and_line[2:]) if end_and_line.startswith(b"\r\n") else 0
 
 
-class JoiningRead(ChunkJoiner):
-    """Stands in for the `read` of a network stream."""
+class AnswerJoiner(ChunkJoiner):
+    """Joins the chunks of one answer after another, each behind a request."""
 
-    __slots__ = ("_last", "_read")
+    __slots__ = ("awaits_head",)
 
-    def __init__(self, read: Callable[..., Any]) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._read = read
-        self._last = b""
+        self.awaits_head = False
 
-    def __call__(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._noted(self._read(max_bytes, timeout))
-
-    def _noted(self, data: bytes) -> bytes:
-        self._last = data if data.startswith(b"HTTP/") else b""
-        return self.take(data)
-
-    def begin_body(self) -> None:
-        """The parser has found the end of a head, and with it all that was read."""
-        last, self._last = self._last, b""
-        self.begin(last)  # what it found behind the head tells where in a chunk that ends
-
-
-class AsyncJoiningRead(JoiningRead):
-    """Stands in for the `read` of one that is awaited."""
-
-    __slots__ = ()
-
-    async def __call__(  # type: ignore[override]  # as that of httpcore
-        self, max_bytes: int, timeout: float | None = None
-    ) -> bytes:
-        most = max(max_bytes, _AT_ONCE) if self._is_on else max_bytes
-        return self._noted(await self._read(most, timeout))
-
-
-def join_chunks(stream: Any, reads: type[JoiningRead]) -> None:
-    """From now on, let it read the bodies that begin with fewer chunks."""
-    with suppress(AttributeError):  # of a transport of the caller's that does not let itself
-        stream.read = reads(stream.read)
-
-
-def begin_body(stream: Any) -> None:
-    """The body of an answer of ours begins on this stream."""
-    read = getattr(stream, "read", None)
-    if isinstance(read, JoiningRead):
-        read.begin_body()
+    def join(self, data: bytes) -> bytes:
+        """The same bytes of an answer, in fewer chunks; a head that comes in parts ends joining."""
+        if not self.awaits_head:
+            return self.take(data) if self._is_on else data
+        self.awaits_head = not data
+        head, rest = self.begin(data)
+        return head + rest if head else rest

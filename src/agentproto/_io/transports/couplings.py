@@ -1,0 +1,27 @@
+"""All that relies on what other libraries do not document. Nothing else in this package may.
+
+| what | seen on | lost, it is heard by |
+|---|---|---|
+| `_pool` of httpx's transports is the httpcore pool that they send through | httpx 0.28.1 | \
+`test_couplings.py` |
+| httpcore looks up the read timeout of a body in the extensions of its request when the reading \
+begins | httpcore 1.0.9 | `test_couplings.py` |
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+
+
+def put_pool(transport: httpx.AsyncHTTPTransport | httpx.HTTPTransport, pool: Any) -> None:
+    """Let a transport of httpx send through this pool."""
+    if not hasattr(transport, "_pool"):
+        raise RuntimeError(f"httpx {httpx.__version__} keeps its pool elsewhere; please report it")
+    transport._pool = pool  # the first line of the table
+
+
+def limit_reads(response: httpx.Response, seconds: float) -> None:
+    """Let each read of the body, which has not begun, take so many seconds."""
+    response.request.extensions.setdefault("timeout", {})["read"] = seconds

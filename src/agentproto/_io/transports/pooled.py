@@ -1,0 +1,59 @@
+"""What both transports of ours share: httpx's own, over pools that make connections of our own.
+
+They leave `handle_request` and `handle_async_request` as they are: that is what pytest-httpx, vcrpy
+and OpenTelemetry put something in the place of.
+"""
+
+from __future__ import annotations
+
+import os
+import ssl
+from functools import lru_cache
+from typing import Any
+
+import httpcore
+import httpx
+
+from .. import Connection, sending
+from . import LIMITS
+
+
+def pool_options(context: ssl.SSLContext, proxy: httpx.Proxy | None) -> dict[str, Any]:
+    """What a pool of httpcore is made with."""
+    return {
+        "ssl_context": context,
+        "proxy": None if proxy is None else _as_httpcore(proxy),
+        "max_connections": LIMITS.max_connections,
+        "max_keepalive_connections": LIMITS.max_keepalive_connections,
+        "keepalive_expiry": LIMITS.keepalive_expiry,
+    }
+
+
+def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
+    url = httpcore.URL(
+        scheme=proxy.url.raw_scheme,
+        host=proxy.url.raw_host,
+        port=proxy.url.port,
+        target=proxy.url.raw_path,
+    )
+    return httpcore.Proxy(
+        url, auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
+    )
+
+
+def shared_ssl_context() -> ssl.SSLContext:
+    """The certificates that httpx trusts by default: read once, which takes 20 ms."""
+    return _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@lru_cache(maxsize=4)
+def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
+    del cert_file, cert_dir  # httpx looks there itself
+    return httpx.create_ssl_context()
+
+
+def note_sending(connection: Connection) -> None:
+    """Let what ends the call end this connection, from now until its answer has begun."""
+    stop = sending.get()
+    if stop is not None:
+        stop.hold(connection)
