@@ -37,7 +37,15 @@ LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
 }
-ON_EVERY_LOOP = {"test_aiohttp", "test_closing", "test_faults", "test_limits"}
+ON_EVERY_LOOP = {
+    "test_aiohttp",
+    "test_chunks",
+    "test_closing",
+    "test_faults",
+    "test_limits",
+    "test_load",
+    "test_transports",
+}
 """The modules whose tests run on each loop: what they ask of it is how it closes."""
 
 

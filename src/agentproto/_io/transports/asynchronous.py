@@ -109,7 +109,7 @@ class AnyioStream(httpcore.AsyncNetworkStream):
 async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> AsyncioStream:
     attempts = [
         partial(_connect, loop, address, port, family)
-        for family, address in await _addresses(host, port)
+        for family, address in await addresses_of(host, port)
     ]
     return await attempts[0]() if len(attempts) == 1 else await first_connected(attempts)
 
@@ -123,7 +123,7 @@ async def _connect(
     return stream
 
 
-async def _addresses(host: str, port: int) -> list[tuple[int, str]]:
+async def addresses_of(host: str, port: int) -> list[tuple[int, str]]:
     """The addresses of a host, of one family and the other in turns."""
     try:
         address = ip_address(host)

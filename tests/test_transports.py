@@ -1,0 +1,661 @@
+"""Connections of our own: what they are read in, how they are made, used again and ended."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import socket
+import ssl
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from unittest.mock import Mock
+
+import anyio
+import httpcore
+import httpx
+import pytest
+import trustme
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from agentproto import (
+    AsyncRunsClient,
+    EndEvent,
+    NotFoundError,
+    RequestTimeoutError,
+    RunsClient,
+    ServerError,
+    Timeout,
+    TransportError,
+)
+from agentproto._io import WireRequest
+from agentproto._io.transports import couplings, pooled
+from agentproto._io.transports.asynchronous import (
+    AsyncBackend,
+    AsyncTransport,
+    addresses_of,
+    first_connected,
+)
+from agentproto._io.transports.asyncio_stream import AsyncioStream
+
+from .both import Aiohttp, Async, Blocking, Flavour
+from .faults import IDS, RUN, SOON, stalled_error
+from .raw_server import BOUND, Connection, RawServer, Script, chunk, head, json_answer, raw_server
+
+SSE = {"content_type": "text/event-stream", "transfer_encoding": "chunked"}
+BODY = b"".join(map(chunk, RUN)) + b"0\r\n\r\n"
+RESULT = b'{"run": {"run_id": "r1", "status": "success"}}'
+
+
+def kept_open(*answers: bytes) -> Script:
+    """One answer after another on one connection, the last one for all that follow."""
+
+    async def script(connection: Connection) -> None:
+        left = list(answers)
+        while True:
+            await connection.send(left.pop(0) if len(left) > 1 else left[0])
+            raw = await connection.reader.readuntil(b"\r\n\r\n")
+            lengths = [line for line in raw.lower().split(b"\r\n") if b"content-length" in line]
+            await connection.reader.readexactly(int(lengths[0].split(b":")[1]) if lengths else 0)
+
+    return script
+
+
+def certified() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A context for the server, and one that trusts it."""
+    authority = trustme.CA()
+    known = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trusting = ssl.create_default_context()
+    authority.issue_cert("127.0.0.1").configure_cert(known)
+    authority.configure_trust(trusting)
+    return known, trusting
+
+
+@pytest.fixture
+def trusted(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
+    """The context of a server whose certificate clients of ours trust."""
+    known, trusting = certified()
+    for module in ("asynchronous", "blocking"):
+        name = f"agentproto._io.transports.{module}.shared_ssl_context"
+        monkeypatch.setattr(name, lambda: trusting)
+    monkeypatch.setattr("httpx.create_ssl_context", lambda: trusting)  # of aiohttp
+    return known
+
+
+async def pieces_of(flavour: Flavour, server: RawServer) -> list[bytes]:
+    """A body as the port reads it, in its pieces."""
+    client = flavour.client(server.url)
+    io = client._session.io
+    request = WireRequest(
+        method="GET",
+        url=f"{server.url}/runs/r1/stream",
+        headers={},
+        content=None,
+        asked="GET /runs/r1/stream",
+        timeout=Timeout(),
+        deadline=None,
+    )
+
+    async def read() -> list[bytes]:
+        exchange = await io.send(request)
+        pieces: list[bytes] = []
+        while piece := await exchange.read():
+            pieces.append(piece)
+        await exchange.release()
+        return pieces
+
+    pieces = await (asyncio.to_thread(driven, read) if isinstance(flavour, Blocking) else read())
+    await flavour.close(client)
+    return pieces
+
+
+def driven(work: Callable[[], Awaitable[list[bytes]]]) -> list[bytes]:
+    try:
+        work().__await__().send(None)
+    except StopIteration as done:
+        found: list[bytes] = done.value
+        return found
+    raise AssertionError("it has suspended")
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+async def test_chunks_that_arrive_together_are_read_as_one_piece(
+    flavour: Flavour, scheme: str, trusted: ssl.SSLContext
+) -> None:
+    """Without it each chunk costs what its event does; lost on any loop, it is heard here."""
+    parts = [b"data: %d\n\n" % number for number in range(500)]
+    is_begun = threading.Event()
+
+    async def script(connection: Connection) -> None:
+        await connection.send(head(200, **SSE))
+        await connection.send(b"".join(map(chunk, parts)) + b"0\r\n\r\n")
+        is_begun.set()
+
+    with raw_server(script, tls=trusted if scheme == "https" else None) as server:
+        pieces = await pieces_of(flavour, server)
+    assert b"".join(pieces) == b"".join(parts)
+    assert len(pieces) <= 10
+
+
+async def test_streams_read_to_their_end_use_one_connection(flavour: Flavour) -> None:
+    """FAULTS: after `end` the rest of the body is taken, and the connection is free again."""
+    with raw_server(kept_open(head(200, **SSE) + BODY)) as server:
+        client = flavour.client(server.url)
+        for _ in range(5):
+            stream = client.create_and_stream_run()
+            assert [event.id for event in await flavour.collect(stream)] == IDS
+        assert server.ends == []
+        await flavour.close(client)
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+    assert server.ends == ["client"]
+
+
+async def test_stream_that_is_left_at_its_end_frees_its_connection(flavour: Flavour) -> None:
+    """`case EndEvent(): break` leaves as much as reading on."""
+    with raw_server(kept_open(head(200, **SSE) + BODY)) as server:
+        client = flavour.client(server.url)
+        for _ in range(3):
+            stream = client.create_and_stream_run()
+            async with flavour.entered(stream):
+                taken = await flavour.take(stream, len(IDS))
+            assert isinstance(taken[-1], EndEvent)
+            assert stream.ended == "end"
+        await flavour.close(client)
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+    assert server.ends == ["client"]
+
+
+async def held_open(connection: Connection) -> None:
+    await connection.send(head(200, **SSE) + b"".join(map(chunk, RUN)))
+    await connection.client_closes()
+
+
+async def test_body_that_stays_open_behind_the_end_is_closed(flavour: Flavour) -> None:
+    """FAULTS: at most 50 ms after the end was handed over."""
+    with raw_server(held_open) as server:
+        client = flavour.client(server.url)
+        stream = client.create_and_stream_run()
+        assert [event.id for event in await flavour.collect(stream)] == IDS
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+        assert stream.ended == "end"
+        await flavour.close(client)
+
+
+@pytest.mark.parametrize("kind", [Async, Aiohttp])
+async def test_body_is_closed_while_its_reader_takes_time_with_the_end(kind: type[Async]) -> None:
+    """FAULTS: a caller may hold the last event for long, and its connection costs the server."""
+    with raw_server(held_open) as server:
+        client = kind().client(server.url)
+        stream = client.create_and_stream_run()
+        await kind().take(stream, len(IDS))
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+        assert [event async for event in stream] == []
+        await client.aclose()
+
+
+async def test_stream_that_is_dropped_at_its_end_leaves_nothing(flavour: Flavour) -> None:
+    """It has nothing more to say: no warning, and no connection that waits for nobody."""
+    with raw_server(held_open) as server:
+        client = flavour.client(server.url)
+        stream = client.create_and_stream_run()
+        await flavour.take(stream, len(IDS))
+        del stream
+        gc.collect()
+        assert await asyncio.to_thread(server.all_closed.wait, SOON)
+        await flavour.close(client)
+
+
+ERRORS = {
+    "sized": head(500, content_length="4") + b"oops",
+    "in chunks": head(500, transfer_encoding="chunked") + chunk(b"oops") + b"0\r\n\r\n",
+    "empty": head(500, content_length="0"),
+    "compressed": head(500, content_encoding="deflate", content_length="4") + b"oops",
+}
+CLIENTS: dict[str, Callable[[], Any]] = {
+    "ours": lambda: None,
+    "httpx": httpx.AsyncClient,
+}
+
+
+@pytest.mark.parametrize("body", ERRORS)
+async def test_connection_that_answered_5xx_is_not_used_again(flavour: Flavour, body: str) -> None:
+    """FAULTS: uvicorn closes it after an exception in a handler, and does not say so."""
+    with raw_server(kept_open(ERRORS[body]), json_answer(RESULT)) as server:
+        client = flavour.client(server.url, retry=None)
+        with pytest.raises(ServerError):
+            await flavour.call(client.create_and_wait_run)
+        assert (await flavour.call(client.create_and_wait_run)).run.status == "success"
+        await flavour.close(client)
+    assert len(server.requests) == 2
+    assert sorted(server.ends) == ["client", "server"]
+
+
+@pytest.mark.parametrize("body", ["sized", "empty"])
+@pytest.mark.parametrize("make", CLIENTS)
+async def test_connection_of_the_caller_that_answered_5xx_is_not_used_again(
+    make: str, body: str
+) -> None:
+    """FAULTS: whose last read is left out, no client uses again."""
+    own = CLIENTS[make]()
+    with raw_server(kept_open(ERRORS[body]), json_answer(RESULT)) as server:
+        client = AsyncRunsClient(server.url, retry=None, http_client=own)
+        with pytest.raises(ServerError):
+            await client.create_and_wait_run()
+        assert (await client.create_and_wait_run()).run.status == "success"
+        await client.aclose()
+        if own is not None:
+            await own.aclose()
+    assert len(server.requests) == 2
+
+
+async def test_connection_that_answered_4xx_is_used_again(flavour: Flavour) -> None:
+    """Its server has not stumbled."""
+    missing = head(404, content_length="2") + b"{}"
+    result = head(200, content_type="application/json", content_length=str(len(RESULT))) + RESULT
+    with raw_server(kept_open(missing, result)) as server:
+        client = flavour.client(server.url)
+        with pytest.raises(NotFoundError):
+            await flavour.call(client.create_and_wait_run)
+        assert (await flavour.call(client.create_and_wait_run)).run.status == "success"
+        await flavour.close(client)
+    assert len(server.requests) == 1
+
+
+@contextmanager
+def failing_app() -> Iterator[str]:
+    """A real server whose handler raises, and then does not."""
+
+    async def wait(request: Request) -> JSONResponse:
+        if (await request.json()).get("input") == "boom":
+            raise ValueError("boom")
+        return JSONResponse({"run": {"run_id": "r", "status": "success"}})
+
+    app = Starlette(routes=[Route("/runs/wait", wait, methods=["POST"])])
+    listener = socket.create_server(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_level="critical", http="h11", loop="asyncio")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(BOUND)
+        listener.close()
+
+
+async def test_call_after_an_exception_in_a_handler_of_uvicorn_succeeds(flavour: Flavour) -> None:
+    """Seen: with aiohttp the next POST failed 40 of 40 times."""
+    with failing_app() as url:
+        client = flavour.client(url, retry=None)
+        for _ in range(10):
+            with pytest.raises(ServerError):
+                await flavour.call(client.create_and_wait_run, input="boom")
+            done = await flavour.call(client.create_and_wait_run, input="ok")
+            assert done.run.status == "success"
+        await flavour.close(client)
+
+
+async def test_request_is_not_written_to_a_connection_that_has_ended(flavour: Flavour) -> None:
+    """A POST that meets a closed connection must not be repeated: it goes to another one."""
+    result = head(200, content_type="application/json", content_length=str(len(RESULT))) + RESULT
+
+    async def closing(connection: Connection) -> None:
+        await connection.send(result)
+
+    with raw_server(closing) as server:
+        client = flavour.client(server.url)
+        for _ in range(3):
+            assert (await flavour.call(client.create_and_wait_run)).run.status == "success"
+            assert await asyncio.to_thread(server.all_closed.wait, SOON)
+        await flavour.close(client)
+    assert len(server.requests) == 3
+
+
+async def test_end_that_is_seen_just_before_the_request_is_written_costs_no_call() -> None:
+    """The pool takes another connection where nothing of the request was written."""
+    with raw_server(kept_open(head(200, content_length=str(len(RESULT))) + RESULT)) as server:
+        async with AsyncRunsClient(server.url) as client:
+            await client.create_and_wait_run()
+            (stream,) = [o for o in gc.get_objects() if isinstance(o, AsyncioStream)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(AsyncioStream, "get_extra_info", lambda *_: None)
+                stream.eof_received()
+                assert (await client.create_and_wait_run()).run.status == "success"
+    assert len(server.requests) == 2
+
+
+async def test_end_behind_the_first_part_of_a_request_is_an_error() -> None:
+    """A body that was begun may have arrived: nothing takes another connection then."""
+    stream = AsyncioStream(asyncio.get_running_loop())
+    stream.connection_made(Mock())
+    await stream.write(b"POST / HTTP/1.1\r\n\r\n")
+    stream.connection_lost(None)
+    with pytest.raises(httpcore.WriteError):
+        await stream.write(b"body")
+    await stream.write(b"")  # there is none
+
+
+async def test_request_that_the_server_does_not_take_is_limited(flavour: Flavour) -> None:
+    """Timeout: idle is silence in both directions."""
+
+    with socket.create_server(("127.0.0.1", 0), backlog=8) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = flavour.client(url, timeout=Timeout(idle=0.3), retry=None)
+        with pytest.raises(RequestTimeoutError):
+            await flavour.call(client.create_and_wait_run, input="x" * 30_000_000)
+        await flavour.close(client)
+
+
+def is_closed(connection: socket.socket) -> bool:
+    """Whether the other side ends it, in time."""
+    with suppress(ConnectionError):
+        while connection.recv(2**20):
+            pass
+    return True
+
+
+async def test_request_is_cancelled_while_the_server_does_not_take_it() -> None:
+    """FAULTS: CancelledError passes untouched, the connection is closed."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with AsyncRunsClient(f"http://127.0.0.1:{listener.getsockname()[1]}") as client:
+            task = asyncio.create_task(client.create_and_wait_run(input="x" * 30_000_000))
+            connection, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(connection.recv, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        connection.settimeout(SOON)
+        assert await asyncio.to_thread(is_closed, connection)
+        connection.close()
+
+
+async def test_server_that_ends_while_it_is_written_to_is_an_error() -> None:
+    """What was written may have been read: it is not repeated."""
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with AsyncRunsClient(url) as client:
+            task = asyncio.create_task(client.create_and_wait_run(input="x" * 30_000_000))
+            connection, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(connection.recv, 10)
+            connection.close()
+            with pytest.raises(TransportError) as caught:
+                await asyncio.wait_for(task, BOUND)
+    assert caught.value.was_sent is not False
+
+
+async def test_handshake_that_never_ends_is_limited(flavour: Flavour) -> None:
+    """Timeout: connect is the handshake, too."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        client = flavour.client(url, timeout=Timeout(connect=0.2), retry=None)
+        with pytest.raises(RequestTimeoutError) as caught:
+            await flavour.call(client.create_run)
+        await flavour.close(client)
+    assert caught.value.limit == "connect"
+
+
+async def test_handshake_that_the_server_breaks_was_never_sent(flavour: Flavour) -> None:
+    """FAULTS: what fails before a byte of the request was written may be repeated."""
+
+    async def script(connection: Connection) -> None:
+        connection.reset()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(BOUND)
+
+        def hang_up() -> None:
+            connection, _ = listener.accept()
+            connection.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        client = flavour.client(url, retry=None)
+        with pytest.raises(TransportError) as caught:
+            await flavour.call(client.create_run)
+        await flavour.close(client)
+        thread.join()
+    assert caught.value.was_sent is False
+
+
+async def test_handshake_is_cancelled() -> None:
+    """FAULTS: task cancelled while connecting."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with AsyncRunsClient(f"https://127.0.0.1:{listener.getsockname()[1]}") as client:
+            task = asyncio.create_task(client.create_run())
+            connection, _ = await asyncio.to_thread(listener.accept)
+            await asyncio.to_thread(connection.recv, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        connection.close()
+
+
+async def test_connection_that_ended_before_its_handshake_is_an_error() -> None:
+    """A proxy may close behind its answer to CONNECT."""
+    stream = AsyncioStream(asyncio.get_running_loop())
+    with pytest.raises(httpcore.ConnectError, match="has ended"):
+        await stream.start_tls(ssl.create_default_context())
+
+
+async def test_address_that_takes_long_is_passed_by() -> None:
+    """RFC 8305: the next address is tried beside it; what comes second is closed."""
+    hangs = asyncio.Event()
+    stream = Mock()
+
+    async def slow() -> Any:
+        await hangs.wait()
+
+    async def good() -> Any:
+        return stream
+
+    assert await first_connected([slow, good]) is stream
+    stream.abort.assert_not_called()
+
+
+async def test_connection_that_is_made_second_is_closed() -> None:
+    """RFC 8305."""
+    first, second = Mock(), Mock()
+    is_made = asyncio.Event()
+
+    async def one() -> Any:
+        await is_made.wait()
+        return first
+
+    async def other() -> Any:
+        is_made.set()
+        await asyncio.sleep(0)
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)
+        return second
+
+    made = await first_connected([one, other])
+    others = {first: second, second: first}
+    made.abort.assert_not_called()  # type: ignore[attr-defined]  # a mock
+    assert others[made].abort.call_count <= 1  # type: ignore[index]
+
+
+async def test_no_address_is_reached() -> None:
+    """The error of the first one, and those of all as its cause."""
+
+    async def refused() -> Any:
+        raise ConnectionRefusedError(111, "Connect call failed")
+
+    with pytest.raises(ConnectionRefusedError, match="Connect call failed") as caught:
+        await first_connected([refused, refused])
+    assert isinstance(caught.value.__cause__, ExceptionGroup)
+    assert len(caught.value.__cause__.exceptions) == 2
+
+
+async def test_attempt_that_wins_when_its_call_is_cancelled_is_closed() -> None:
+    """Nobody is left to use it."""
+    stream, is_asked = Mock(), asyncio.Event()
+
+    async def made_at_once() -> Any:
+        is_asked.set()
+        with anyio.CancelScope(shield=True):
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+        return stream
+
+    task = asyncio.create_task(first_connected([made_at_once, made_at_once]))
+    await is_asked.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert stream.abort.call_count in {0, 1}
+
+
+async def test_addresses_of_both_families_are_tried_in_turns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """RFC 8305: a family that is not reached must not delay the other."""
+    v4 = [(socket.AF_INET, 1, 6, "", (f"192.0.2.{n}", 80)) for n in (1, 2, 3)]
+    v6 = [(socket.AF_INET6, 1, 6, "", ("2001:db8::1", 80, 0, 0))]
+
+    async def found(*_: object, **__: object) -> Any:
+        return [*v6, *v4]
+
+    monkeypatch.setattr("anyio.getaddrinfo", found)
+    assert await addresses_of("host.test", 80) == [
+        (socket.AF_INET6, "2001:db8::1"),
+        (socket.AF_INET, "192.0.2.1"),
+        (socket.AF_INET, "192.0.2.2"),
+        (socket.AF_INET, "192.0.2.3"),
+    ]
+    assert await addresses_of("::1", 80) == [(socket.AF_INET6, "::1")]
+
+
+async def test_name_with_several_addresses_is_reached() -> None:
+    """`localhost` has two on most machines, one of which is often refused."""
+    with raw_server(json_answer('{"run_id": "r1"}')) as server:
+        url = server.url.replace("127.0.0.1", "localhost")
+        async with AsyncRunsClient(url) as client:
+            assert (await client.get_run("r1")).run_id == "r1"
+
+
+async def test_name_whose_addresses_all_refuse_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, unused_port: int
+) -> None:
+    """The number of the error is kept."""
+
+    async def found(*_: object, **__: object) -> Any:
+        return [
+            (socket.AF_INET, 1, 6, "", ("127.0.0.1", unused_port)),
+            (socket.AF_INET, 1, 6, "", ("127.0.0.2", unused_port)),
+        ]
+
+    monkeypatch.setattr("anyio.getaddrinfo", found)
+    with pytest.raises(httpcore.ConnectError, match=r"Errno 111|Connection refused"):
+        await AsyncBackend().connect_tcp("host.test", unused_port, timeout=5)
+
+
+@pytest.fixture
+def unused_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+async def test_silence_of_a_later_read_is_measured_from_its_beginning() -> None:
+    """One timer serves all reads: it must neither fire for an earlier one nor be lost."""
+    loop = asyncio.get_running_loop()
+    stream = AsyncioStream(loop)
+    stream.connection_made(Mock())
+    loop.call_later(0.1, stream.data_received, b"a")
+    assert await stream.read(10, timeout=0.15) == b"a"
+    loop.call_later(0.1, stream.data_received, b"b")
+    assert await stream.read(10, timeout=0.15) == b"b"  # the timer has fired, and waits on
+    stream.data_received(b"c")
+    assert await stream.read(10, timeout=60) == b"c"
+    with pytest.raises(httpcore.ReadTimeout):
+        await stream.read(10, timeout=0.05)
+
+
+async def test_shorter_limit_replaces_a_longer_one() -> None:
+    """The body of an error has five seconds, whatever the call had before."""
+    loop = asyncio.get_running_loop()
+    stream = AsyncioStream(loop)
+    stream.connection_made(Mock())
+    loop.call_soon(stream.data_received, b"a")
+    assert await stream.read(10, timeout=3600) == b"a"
+    with pytest.raises(httpcore.ReadTimeout):
+        await asyncio.wait_for(stream.read(10, timeout=0.05), BOUND)
+
+
+async def test_reset_is_an_error_behind_what_had_arrived() -> None:
+    """Nothing is lost that was there."""
+    stream = AsyncioStream(asyncio.get_running_loop())
+    stream.connection_made(Mock())
+    stream.data_received(b"a")
+    stream.data_received(b"b")
+    stream.connection_lost(ConnectionResetError("reset by peer"))
+    assert await stream.read(10) == b"ab"
+    with pytest.raises(httpcore.ReadError, match="reset by peer"):
+        await stream.read(10)
+    assert stream.get_extra_info("socket") is None
+    assert stream.get_extra_info("is_readable") is True
+
+
+async def test_what_nobody_takes_pauses_the_connection() -> None:
+    """FAULTS: load: the socket pushes back."""
+    transport = Mock()
+    stream = AsyncioStream(asyncio.get_running_loop())
+    stream.connection_made(transport)
+    for _ in range(100):
+        stream.data_received(b"x" * 10_000)
+    transport.pause_reading.assert_called_once_with()
+    await stream.read(10)
+    transport.resume_reading.assert_called_once_with()
+    for _ in range(100):
+        stream.data_received(b"x" * 10_000)
+    stream.connection_lost(None)
+    assert len(await stream.read(10)) == 1_000_000
+
+
+def test_connection_of_a_loop_that_has_ended_is_let_go() -> None:
+    """There is nobody to close it, and nothing to complain about."""
+    loop = asyncio.new_event_loop()
+    stream = AsyncioStream(loop)
+    loop.close()
+    stream.abort()
+    stream.drop()
+
+
+def test_httpx_that_keeps_its_pool_elsewhere_is_heard() -> None:
+    """Couplings: joining, closing and leaving must not be lost in silence."""
+    with pytest.raises(RuntimeError, match=f"httpx {httpx.__version__} keeps its pool elsewhere"):
+        couplings.put_pool(Mock(spec=[]), None)
+
+
+def test_transport_of_httpx_sends_through_our_pool() -> None:
+    """Couplings, seen on httpx 0.28.1."""
+    transport = AsyncTransport()
+    assert isinstance(transport._pool._network_backend, AsyncBackend)
+
+
+def test_read_limit_of_a_body_is_looked_up_when_its_reading_begins(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Couplings, seen on httpcore 1.0.9: a client of the caller's waits no longer for an error."""
+    monkeypatch.setattr("agentproto._session.ERROR_SECONDS", 0.2)
+    with raw_server(stalled_error) as server, httpx.Client() as own:
+        client = RunsClient(server.url, http_client=own, timeout=Timeout(idle=60))
+        with pytest.raises(NotFoundError):
+            client.get_run("r1")
+
+
+def test_certificates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To read them takes 20 ms; who names others is asked again."""
+    assert pooled.shared_ssl_context() is pooled.shared_ssl_context()
+    before = pooled.shared_ssl_context()
+    with trustme.CA().cert_pem.tempfile() as path:
+        monkeypatch.setenv("SSL_CERT_FILE", path)
+        assert pooled.shared_ssl_context() is not before
