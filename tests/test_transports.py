@@ -41,7 +41,7 @@ from agentproto._io.transports.asynchronous import (
     addresses_of,
     first_connected,
 )
-from agentproto._io.transports.asyncio_stream import AsyncioStream
+from agentproto._io.transports.asyncio_stream import AsyncioStream, receive_buffer
 
 from .both import Aiohttp, Async, Blocking, Flavour
 from .faults import IDS, RUN, SOON, stalled_error
@@ -50,6 +50,16 @@ from .raw_server import BOUND, Connection, RawServer, Script, chunk, head, json_
 SSE = {"content_type": "text/event-stream", "transfer_encoding": "chunked"}
 BODY = b"".join(map(chunk, RUN)) + b"0\r\n\r\n"
 RESULT = b'{"run": {"run_id": "r1", "status": "success"}}'
+
+
+def new_stream() -> AsyncioStream:
+    return AsyncioStream(asyncio.get_running_loop(), receive_buffer())
+
+
+def receive(stream: AsyncioStream, data: bytes) -> None:
+    """As an event loop does it."""
+    stream.get_buffer(-1)[: len(data)] = data
+    stream.buffer_updated(len(data))
 
 
 def kept_open(*answers: bytes) -> Script:
@@ -332,7 +342,7 @@ async def test_end_that_is_seen_just_before_the_request_is_written_costs_no_call
 
 async def test_end_behind_the_first_part_of_a_request_is_an_error() -> None:
     """A body that was begun may have arrived: nothing takes another connection then."""
-    stream = AsyncioStream(asyncio.get_running_loop())
+    stream = new_stream()
     stream.connection_made(Mock())
     await stream.write(b"POST / HTTP/1.1\r\n\r\n")
     stream.connection_lost(None)
@@ -441,7 +451,7 @@ async def test_handshake_is_cancelled() -> None:
 
 async def test_connection_that_ended_before_its_handshake_is_an_error() -> None:
     """A proxy may close behind its answer to CONNECT."""
-    stream = AsyncioStream(asyncio.get_running_loop())
+    stream = new_stream()
     with pytest.raises(httpcore.ConnectError, match="has ended"):
         await stream.start_tls(ssl.create_default_context())
 
@@ -567,13 +577,13 @@ def unused_port() -> int:
 async def test_silence_of_a_later_read_is_measured_from_its_beginning() -> None:
     """One timer serves all reads: it must neither fire for an earlier one nor be lost."""
     loop = asyncio.get_running_loop()
-    stream = AsyncioStream(loop)
+    stream = new_stream()
     stream.connection_made(Mock())
-    loop.call_later(0.1, stream.data_received, b"a")
+    loop.call_later(0.1, receive, stream, b"a")
     assert await stream.read(10, timeout=0.15) == b"a"
-    loop.call_later(0.1, stream.data_received, b"b")
+    loop.call_later(0.1, receive, stream, b"b")
     assert await stream.read(10, timeout=0.15) == b"b"  # the timer has fired, and waits on
-    stream.data_received(b"c")
+    receive(stream, b"c")
     assert await stream.read(10, timeout=60) == b"c"
     with pytest.raises(httpcore.ReadTimeout):
         await stream.read(10, timeout=0.05)
@@ -582,9 +592,9 @@ async def test_silence_of_a_later_read_is_measured_from_its_beginning() -> None:
 async def test_shorter_limit_replaces_a_longer_one() -> None:
     """The body of an error has five seconds, whatever the call had before."""
     loop = asyncio.get_running_loop()
-    stream = AsyncioStream(loop)
+    stream = new_stream()
     stream.connection_made(Mock())
-    loop.call_soon(stream.data_received, b"a")
+    loop.call_soon(receive, stream, b"a")
     assert await stream.read(10, timeout=3600) == b"a"
     with pytest.raises(httpcore.ReadTimeout):
         await asyncio.wait_for(stream.read(10, timeout=0.05), BOUND)
@@ -592,10 +602,10 @@ async def test_shorter_limit_replaces_a_longer_one() -> None:
 
 async def test_reset_is_an_error_behind_what_had_arrived() -> None:
     """Nothing is lost that was there."""
-    stream = AsyncioStream(asyncio.get_running_loop())
+    stream = new_stream()
     stream.connection_made(Mock())
-    stream.data_received(b"a")
-    stream.data_received(b"b")
+    receive(stream, b"a")
+    receive(stream, b"b")
     stream.connection_lost(ConnectionResetError("reset by peer"))
     assert await stream.read(10) == b"ab"
     with pytest.raises(httpcore.ReadError, match="reset by peer"):
@@ -607,15 +617,15 @@ async def test_reset_is_an_error_behind_what_had_arrived() -> None:
 async def test_what_nobody_takes_pauses_the_connection() -> None:
     """FAULTS: load: the socket pushes back."""
     transport = Mock()
-    stream = AsyncioStream(asyncio.get_running_loop())
+    stream = new_stream()
     stream.connection_made(transport)
     for _ in range(100):
-        stream.data_received(b"x" * 10_000)
+        receive(stream, b"x" * 10_000)
     transport.pause_reading.assert_called_once_with()
     await stream.read(10)
     transport.resume_reading.assert_called_once_with()
     for _ in range(100):
-        stream.data_received(b"x" * 10_000)
+        receive(stream, b"x" * 10_000)
     stream.connection_lost(None)
     assert len(await stream.read(10)) == 1_000_000
 
@@ -623,7 +633,7 @@ async def test_what_nobody_takes_pauses_the_connection() -> None:
 def test_connection_of_a_loop_that_has_ended_is_let_go() -> None:
     """There is nobody to close it, and nothing to complain about."""
     loop = asyncio.new_event_loop()
-    stream = AsyncioStream(loop)
+    stream = AsyncioStream(loop, receive_buffer())
     loop.close()
     stream.abort()
     stream.drop()

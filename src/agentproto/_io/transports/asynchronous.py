@@ -17,7 +17,7 @@ import httpx
 
 from .. import running_loop, shut_down
 from . import LIMITS
-from .asyncio_stream import AsyncioStream
+from .asyncio_stream import AsyncioStream, receive_buffer
 from .chunks import AnswerJoiner
 from .couplings import put_pool
 from .pooled import note_sending, pool_options, shared_ssl_context
@@ -41,6 +41,9 @@ class AsyncTransport(httpx.AsyncHTTPTransport):
 class AsyncBackend(httpcore.AsyncNetworkBackend):
     """Connections of the event loop that runs."""
 
+    def __init__(self) -> None:
+        self._buffer = receive_buffer()
+
     async def connect_tcp(
         self,
         host: str,
@@ -58,7 +61,7 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
             return AnyioStream(await made)
         try:
             async with asyncio.timeout(timeout) as limit:
-                return await _connected(loop, host, port)
+                return await _connected(loop, self._buffer, host, port)
         except OSError as exc:
             if limit.expired():
                 raise httpcore.ConnectTimeout("no connection in time") from exc
@@ -106,19 +109,25 @@ class AnyioStream(httpcore.AsyncNetworkStream):
         return self._stream.get_extra_info(info)
 
 
-async def _connected(loop: asyncio.AbstractEventLoop, host: str, port: int) -> AsyncioStream:
+async def _connected(
+    loop: asyncio.AbstractEventLoop, buffer: memoryview, host: str, port: int
+) -> AsyncioStream:
     attempts = [
-        partial(_connect, loop, address, port, family)
+        partial(_connect, partial(AsyncioStream, loop, buffer), loop, address, port, family)
         for family, address in await addresses_of(host, port)
     ]
     return await attempts[0]() if len(attempts) == 1 else await first_connected(attempts)
 
 
 async def _connect(
-    loop: asyncio.AbstractEventLoop, address: str, port: int, family: int
+    make: Callable[[], AsyncioStream],
+    loop: asyncio.AbstractEventLoop,
+    address: str,
+    port: int,
+    family: int,
 ) -> AsyncioStream:
     _, stream = await loop.create_connection(
-        lambda: AsyncioStream(loop), address, port, family=family, flags=socket.AI_NUMERICHOST
+        make, address, port, family=family, flags=socket.AI_NUMERICHOST
     )
     return stream
 

@@ -2,7 +2,8 @@
 
 It is a protocol on the documented interface of asyncio alone, so that any event loop will do.
 anyio's stream pauses and resumes its transport around each receive, which takes two system calls
-for each piece; this one reads on, and pauses only where nobody takes what has arrived.
+for each piece; this one reads on, and pauses only where nobody takes what has arrived. It receives
+into one buffer of its loop: to make one for each receive takes ten times as long as the receive.
 """
 
 from __future__ import annotations
@@ -21,19 +22,28 @@ from .. import running_loop
 from .chunks import AnswerJoiner
 from .pooled import note_sending
 
-HIGH_WATER = 2**16
+BUFFER_BYTES = 2**18
+"""Bytes that are received at once, at most."""
+
+HIGH_WATER = 2**18
 """Bytes that wait to be taken when a connection is paused."""
 
 
-class AsyncioStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
+def receive_buffer() -> memoryview:
+    """What the connections of one event loop receive into, one after another."""
+    return memoryview(bytearray(BUFFER_BYTES))
+
+
+class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
     """One connection: the protocol that asyncio feeds, and the stream that httpcore reads.
 
     What ends a read or a write from outside, a cancellation or a limit, ends the connection as
     well, at once and without another await: a second cancellation finds nothing left to do.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, buffer: memoryview) -> None:
         self._loop = loop
+        self._buffer = buffer
         self._transport: asyncio.Transport | None = None
         self._joiner = AnswerJoiner()
         self._arrived: list[bytes] = []
@@ -49,9 +59,13 @@ class AsyncioStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def data_received(self, data: bytes) -> None:
-        self._arrived.append(data)
-        self._size += len(data)
+    def get_buffer(self, sizehint: int) -> memoryview:
+        del sizehint
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._arrived.append(bytes(self._buffer[:nbytes]))
+        self._size += nbytes
         if self._size >= HIGH_WATER and not self._is_paused and self._transport is not None:
             self._is_paused = True
             self._transport.pause_reading()
@@ -179,7 +193,7 @@ class AsyncioStream(asyncio.Protocol, httpcore.AsyncNetworkStream):
         timeout: float | None = None,
     ) -> AsyncioStream:
         """This connection, encrypted."""
-        inner = AsyncioStream(self._loop)
+        inner = AsyncioStream(self._loop, self._buffer)
         transport = self._transport
         if transport is None:
             raise httpcore.ConnectError("the connection has ended")
