@@ -196,6 +196,14 @@ async def test_body_that_stays_open_behind_the_end_is_closed(flavour: Flavour) -
         await flavour.close(client)
 
 
+def test_body_of_a_client_of_the_caller_is_not_waited_for() -> None:
+    """Nothing could limit a read that blocks there."""
+    with raw_server(held_open) as server, httpx.Client() as own:
+        client = RunsClient(server.url, http_client=own, timeout=Timeout(idle=60))
+        assert [event.id for event in client.create_and_stream_run()] == IDS
+        assert server.all_closed.wait(SOON)
+
+
 @pytest.mark.parametrize("kind", [Async, Aiohttp])
 async def test_body_is_closed_while_its_reader_takes_time_with_the_end(kind: type[Async]) -> None:
     """FAULTS: a caller may hold the last event for long, and its connection costs the server."""

@@ -58,6 +58,12 @@ class _BlockingExchange(Exchange):
         else:
             limit_reads(self.response, seconds / 2)
 
+    async def finish(self, seconds: float) -> None:
+        if self._connection is None:  # nothing limits a read of a body that was begun
+            await self.release()
+        else:
+            await super().finish(seconds)
+
     def expire_in(self, seconds: float) -> None:
         del seconds  # no thread is kept for it: the next call of the caller finds out
 
