@@ -28,6 +28,7 @@ from agentproto import (
     EndEvent,
     NotFoundError,
     RequestTimeoutError,
+    RetryPolicy,
     RunsClient,
     ServerError,
     Timeout,
@@ -348,6 +349,37 @@ async def test_end_that_is_seen_just_before_the_request_is_written_costs_no_call
     assert len(server.requests) == 2
 
 
+async def test_new_connection_that_ended_before_the_request_was_never_sent() -> None:
+    """The pool must not try for ever where a server accepts and closes; the retry policy ends."""
+    stream = new_stream()
+    stream.connection_made(Mock())
+    stream.eof_received()
+    with pytest.raises(httpcore.ConnectError, match="before anything was sent"):
+        await stream.write(b"POST / HTTP/1.1\r\n\r\n")
+
+
+async def test_server_that_closes_each_connection_at_once_is_given_up(flavour: Flavour) -> None:
+    """FAULTS 2: bounded, whatever the server does."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        is_over = threading.Event()
+
+        def hang_up() -> None:
+            while not is_over.is_set():
+                connection, _ = listener.accept()
+                connection.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        client = flavour.client(url, retry=RetryPolicy(attempts=3, first_delay=0))
+        with pytest.raises(TransportError):
+            await asyncio.wait_for(flavour.call(client.get_run, "r1"), BOUND)
+        await flavour.close(client)
+        is_over.set()
+        socket.create_connection(listener.getsockname()).close()
+        thread.join(BOUND)
+
+
 async def test_end_behind_the_first_part_of_a_request_is_an_error() -> None:
     """A body that was begun may have arrived: nothing takes another connection then."""
     stream = new_stream()
@@ -606,6 +638,17 @@ async def test_shorter_limit_replaces_a_longer_one() -> None:
     assert await stream.read(10, timeout=3600) == b"a"
     with pytest.raises(httpcore.ReadTimeout):
         await asyncio.wait_for(stream.read(10, timeout=0.05), BOUND)
+
+
+async def test_what_arrives_with_the_end_of_patience_counts() -> None:
+    """Both may happen in one turn of the loop."""
+    stream = new_stream()
+    stream.connection_made(Mock())
+    reading = asyncio.ensure_future(stream.read(10, timeout=0.01))
+    while not stream._is_silent:  # noqa: ASYNC110  # it sets no event
+        await asyncio.sleep(0)
+    receive(stream, b"a")
+    assert await reading == b"a"
 
 
 async def test_reset_is_an_error_behind_what_had_arrived() -> None:

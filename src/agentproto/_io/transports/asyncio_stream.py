@@ -53,6 +53,8 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
         self._error: Exception | None = None
         self._reader: asyncio.Future[None] | None = None
         self._read_until: float | None = None
+        self._is_silent = False
+        self._was_used = False
         self._alarm: asyncio.TimerHandle | None = None
         self._writer: asyncio.Future[None] | None = None
 
@@ -113,6 +115,7 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
             if self._error is not None:
                 raise httpcore.ReadError(str(self._error)) from self._error
             return b""
+        self._was_used = True
         data = arrived[0] if len(arrived) == 1 else b"".join(arrived)
         arrived.clear()
         self._size = 0
@@ -123,6 +126,7 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
         return self._joiner.join(data)
 
     async def _arrival(self, timeout: float | None) -> None:
+        self._is_silent = False
         self._limit_silence(timeout)
         self._reader = self._loop.create_future()
         try:
@@ -132,6 +136,9 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
             raise
         finally:
             self._reader = None
+        if self._is_silent and not self._arrived:
+            self._abort()
+            raise httpcore.ReadTimeout("nothing arrived in time")
 
     def _limit_silence(self, seconds: float | None) -> None:
         # The timer of an earlier read serves this one: it looks when it fires. One for each read
@@ -152,23 +159,27 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
         if self._loop.time() < self._read_until:
             self._alarm = self._loop.call_at(self._read_until, self._look_for_silence)
         else:
-            self._reader.set_exception(httpcore.ReadTimeout("nothing arrived in time"))
+            self._is_silent = True
+            self._reader.set_result(None)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         """Send it.
 
         Raises:
-            ConnectionNotAvailable: if the connection had ended before this request began: the pool
-                then takes another.
+            ConnectionNotAvailable: if a connection that was kept had ended before this request
+                began: the pool then takes another.
+            ConnectError: if a new one had.
             WriteError, WriteTimeout: if it ends meanwhile, or takes too long.
         """
         if not buffer:
             return
         is_begun, self._joiner.awaits_head = self._joiner.awaits_head, True
         if self._transport is None or self._is_over:
-            if not is_begun:
+            if is_begun:
+                raise httpcore.WriteError("the connection has ended")
+            if self._was_used:
                 raise httpcore.ConnectionNotAvailable
-            raise httpcore.WriteError("the connection has ended")
+            raise httpcore.ConnectError("the connection has ended before anything was sent")
         note_sending(self)
         self._transport.write(buffer)
         if self._writer is not None:
