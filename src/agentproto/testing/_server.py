@@ -202,6 +202,12 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self.has_started = threading.Event()
 
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        # uvicorn calls asyncio.run, which nest_asyncio replaces by one that knows no loop
+        # factory and never closes its loop.
+        with asyncio.Runner(loop_factory=self.config.get_loop_factory()) as runner:
+            runner.run(self.serve(sockets=sockets))
+
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
