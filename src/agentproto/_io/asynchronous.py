@@ -27,6 +27,7 @@ from . import (
 from .cancellation import guarded
 from .clients import (
     ClientIO,
+    Mounts,
     check_client,
     check_headers,
     check_kind,
@@ -130,7 +131,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
 
     def __init__(
         self,
-        make: Callable[[], httpx.AsyncClient],
+        make: Callable[[Mounts], httpx.AsyncClient],
         auth: AuthTypes | None,
         *,
         is_ours: bool,
@@ -258,26 +259,31 @@ def async_io(
     make_transport = _maker_of(transport)
     check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
-        return AsyncIO(lambda: http_client, auth, is_ours=False)
+        return AsyncIO(lambda _: http_client, auth, is_ours=False)
     own = _OwnClients(make_transport, auth)
-    return AsyncIO(own.make, auth, is_ours=True, discard=own.discard)
+    io = AsyncIO(own.make, auth, is_ours=True, discard=own.discard)
+    io.follows_environment = transport is None
+    return io
 
 
 class _OwnClients:
     """Makes clients, each with a transport of its own, which it can let go without its loop."""
 
     def __init__(
-        self, make_transport: Callable[[], httpx.AsyncBaseTransport], auth: AuthTypes | None
+        self,
+        make_transport: Callable[[httpx.Proxy | None], httpx.AsyncBaseTransport],
+        auth: AuthTypes | None,
     ) -> None:
         self._make_transport = make_transport
         self._auth = auth
         self._transports: dict[httpx.AsyncClient, httpx.AsyncBaseTransport] = {}
 
-    def make(self) -> httpx.AsyncClient:
+    def make(self, mounts: Mounts) -> httpx.AsyncClient:
         client, transport = own_client(
             httpx.AsyncClient,
             self._make_transport,
             self._auth,
+            mounts,
             check=_check_headers_async,
             refuse=_refuse_redirect_async,
         )
@@ -293,10 +299,10 @@ class _OwnClients:
 
 def _maker_of(
     transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None,
-) -> Callable[[], httpx.AsyncBaseTransport]:
+) -> Callable[[httpx.Proxy | None], httpx.AsyncBaseTransport]:
     if transport != "aiohttp":
         check_kind("transport", transport, httpx.AsyncBaseTransport)
-        return _own_transport if transport is None else lambda: transport
+        return _own_transport if transport is None else lambda _: transport
     try:
         from .._aiohttp import Transport
     except ImportError as exc:
@@ -304,7 +310,7 @@ def _maker_of(
             "transport='aiohttp' needs aiohttp: pip install 'agentproto[aiohttp]'"
         ) from exc
 
-    def make() -> httpx.AsyncBaseTransport:
+    def make(_: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
         if running_loop() is None:
             raise RuntimeError("transport='aiohttp' needs asyncio; leave it out under trio")
         return Transport(LIMITS)
@@ -312,10 +318,10 @@ def _maker_of(
     return make
 
 
-def _own_transport() -> httpx.AsyncBaseTransport:
+def _own_transport(proxy: httpx.Proxy | None) -> httpx.AsyncBaseTransport:
     from .transports.asynchronous import AsyncTransport
 
-    return AsyncTransport()
+    return AsyncTransport(proxy)
 
 
 async def _refuse_redirect_async(response: httpx.Response) -> None:

@@ -12,13 +12,14 @@ import httpx
 from . import AuthTypes, Exchange, WireRequest, forks, sending
 from .clients import (
     ClientIO,
+    Mounts,
     check_client,
     check_headers,
     check_kind,
     own_client,
     refuse_redirect,
 )
-from .failures import TRANSPORT_ERRORS, check_deadline, look_for_redirect, tellable
+from .failures import check_deadline, is_of_network, look_for_redirect, tellable
 from .transports.couplings import limit_reads
 
 if TYPE_CHECKING:
@@ -40,7 +41,9 @@ class _BlockingExchange(Exchange):
             for piece in body:
                 if piece:
                     return piece
-        except TRANSPORT_ERRORS as exc:
+        except Exception as exc:
+            if not is_of_network(exc):
+                raise
             raise self._owner.error(exc, self.request) from tellable(exc)
         return self._end()
 
@@ -78,7 +81,7 @@ class BlockingIO(ClientIO[httpx.Client]):
     """The port over `httpx.Client`: the coroutines of this class never suspend."""
 
     def __init__(
-        self, make: Callable[[], httpx.Client], auth: AuthTypes | None, *, is_ours: bool
+        self, make: Callable[[Mounts], httpx.Client], auth: AuthTypes | None, *, is_ours: bool
     ) -> None:
         super().__init__(make, auth, is_ours=is_ours)
         self._client: httpx.Client | None = None
@@ -104,7 +107,9 @@ class BlockingIO(ClientIO[httpx.Client]):
             with self._waiting(request):
                 response = client.send(built, **self._send_options())
             exchange = _BlockingExchange(self, request, response)
-        except TRANSPORT_ERRORS as exc:
+        except Exception as exc:
+            if not is_of_network(exc):
+                raise
             raise self.error(exc, request, built) from tellable(exc)
         finally:
             sending.reset(before)
@@ -142,19 +147,25 @@ def blocking_io(
     check_kind("transport", transport, httpx.BaseTransport)
     check_client(http_client, httpx.Client, transport)
     if http_client is not None:
-        return BlockingIO(lambda: http_client, auth, is_ours=False)
+        return BlockingIO(lambda _: http_client, auth, is_ours=False)
 
-    def make() -> httpx.Client:
-        make_transport = _own_transport if transport is None else lambda: transport
+    def make(mounts: Mounts) -> httpx.Client:
         client, _ = own_client(
-            httpx.Client, make_transport, auth, check=check_headers, refuse=refuse_redirect
+            httpx.Client,
+            _own_transport if transport is None else lambda _: transport,
+            auth,
+            mounts,
+            check=check_headers,
+            refuse=refuse_redirect,
         )
         return client
 
-    return BlockingIO(make, auth, is_ours=True)
+    io = BlockingIO(make, auth, is_ours=True)
+    io.follows_environment = transport is None
+    return io
 
 
-def _own_transport() -> httpx.BaseTransport:
+def _own_transport(proxy: httpx.Proxy | None) -> httpx.BaseTransport:
     from .transports.blocking import BlockingTransport
 
-    return BlockingTransport()
+    return BlockingTransport(proxy)

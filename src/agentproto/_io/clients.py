@@ -12,11 +12,10 @@ from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from functools import lru_cache
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 
-from .._errors import TransportError
 from .._settings import Timeout
 from . import (
     STREAM_CLOSED,
@@ -29,10 +28,13 @@ from . import (
     late_imports,
     members,
 )
-from .failures import is_full, is_of, redirected, retold, translated
+from .failures import as_ours, is_full, redirected
+from .proxies import mounts_from_environment
 from .transports import LIMITS
 
 C = TypeVar("C", httpx.AsyncClient, httpx.Client)
+Mounts: TypeAlias = Mapping[str, str | None]
+"""Patterns of URLs, as httpx knows them, and the proxy of each; None is no proxy."""
 
 
 class ClientIO(ABC, Generic[C]):
@@ -40,13 +42,17 @@ class ClientIO(ABC, Generic[C]):
 
     is_closed: bool
 
-    def __init__(self, make: Callable[[], C], auth: AuthTypes | None, *, is_ours: bool) -> None:
-        self._make: Callable[[], C] = make
+    def __init__(
+        self, make: Callable[[Mounts], C], auth: AuthTypes | None, *, is_ours: bool
+    ) -> None:
+        self._make = make
         self._auth = auth
         self._is_ours = is_ours
         self._forks = len(forks)
         self._making = threading.Lock()
         self.is_closed = False
+        self.follows_environment = False
+        self.mounts: Mounts = {}
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
         self.exchanges: set[Exchange] = set()
         self.dropped: deque[Exchange] = deque()
@@ -65,10 +71,7 @@ class ClientIO(ABC, Generic[C]):
             return self.closed()
         if request.stop.is_set:
             return RuntimeError(STREAM_CLOSED)
-        error = translated(retold(exc), request)
-        if isinstance(error, TransportError) and built is not None and not is_of(exc, built):
-            # Of a request that a hook or auth made meanwhile: ours may have been answered.
-            error.was_sent = True
+        error = as_ours(exc, request, built, self.mounts)
         if is_full(exc):
             error.args = (f"{error}{_held_by(members(self.exchanges))}",)
         return error
@@ -136,7 +139,8 @@ class ClientIO(ABC, Generic[C]):
         with self._making:
             client = self._get_client()
             if client is None:
-                client = self._make()
+                self.mounts = mounts_from_environment() if self.follows_environment else {}
+                client = self._make(self.mounts)
                 self._set_client(client)
         return client
 
@@ -230,8 +234,9 @@ class _Cookies(httpx.Cookies):
 
 def own_client(
     kind: type[C],
-    make_transport: Callable[[], Any],
+    make_transport: Callable[[httpx.Proxy | None], Any],
     auth: AuthTypes | None,
+    mounts: Mounts,
     *,
     check: Callable[[httpx.Request], Any],
     refuse: Callable[[httpx.Response], Any],
@@ -243,8 +248,12 @@ def own_client(
     # Only the first of a kind imports httpcore, and a transport of ours.
     with nullcontext() if kind in _made_before else late_imports:
         codecs.lookup("idna")  # as Python does for the first host
-        transport = make_transport()
-        client = own(transport=transport, limits=LIMITS, event_hooks=hooks)
+        transport = make_transport(None)
+        mounted = {
+            pattern: None if url is None else make_transport(httpx.Proxy(url))
+            for pattern, url in mounts.items()
+        }
+        client = own(transport=transport, mounts=mounted, limits=LIMITS, event_hooks=hooks)
     _made_before.add(kind)
     return client, transport
 
