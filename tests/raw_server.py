@@ -121,7 +121,7 @@ class RawServer:
 
     scripts: Iterable[Script]
     tls: ssl.SSLContext | None = None
-    requests: list[Request] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list, repr=False)  # they hold secrets
     ends: list[str] = field(default_factory=list)
     """Who ended each connection that is over: "client" or "server"."""
     asked: threading.Event = field(default_factory=threading.Event)

@@ -34,7 +34,7 @@ from .clients import (
     own_client,
     refuse_redirect,
 )
-from .failures import is_of_network, look_for_redirect, ran_out, tellable
+from .failures import forget_frames, is_of_network, look_for_redirect, ran_out, tellable
 from .transports import LIMITS
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class _AsyncExchange(Exchange):
             if not is_of_network(exc):
                 raise
             raise self._io.error(exc, self.request) from tellable(exc)
+        except BaseException as exc:
+            forget_frames(exc)
+            raise
         return self._end()
 
     def _open_body(self) -> AsyncIterator[bytes]:
@@ -204,6 +207,9 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
             if not is_of_network(exc):
                 raise
             raise self.error(exc, request, built) from tellable(exc)
+        except BaseException as exc:
+            forget_frames(exc)  # a limit of the caller's makes it the cause of an error
+            raise
         finally:
             sending.reset(before)
             request.stop.connections.clear()

@@ -19,7 +19,7 @@ from .clients import (
     own_client,
     refuse_redirect,
 )
-from .failures import check_deadline, is_of_network, look_for_redirect, tellable
+from .failures import check_deadline, forget_frames, is_of_network, look_for_redirect, tellable
 from .transports.couplings import limit_reads
 
 if TYPE_CHECKING:
@@ -45,6 +45,9 @@ class _BlockingExchange(Exchange):
             if not is_of_network(exc):
                 raise
             raise self._owner.error(exc, self.request) from tellable(exc)
+        except BaseException as exc:
+            forget_frames(exc)
+            raise
         return self._end()
 
     def _open_body(self) -> Iterator[bytes]:
@@ -111,6 +114,9 @@ class BlockingIO(ClientIO[httpx.Client]):
             if not is_of_network(exc):
                 raise
             raise self.error(exc, request, built) from tellable(exc)
+        except BaseException as exc:
+            forget_frames(exc)  # a limit of the caller's makes it the cause of an error
+            raise
         finally:
             sending.reset(before)
             request.stop.connections.clear()

@@ -45,7 +45,7 @@ class ClientIO(ABC, Generic[C]):
     def __init__(
         self, make: Callable[[Mounts], C], auth: AuthTypes | None, *, is_ours: bool
     ) -> None:
-        self._make = make
+        self._make: Callable[[Mounts], C] = make
         self._auth = auth
         self._is_ours = is_ours
         self._forks = len(forks)

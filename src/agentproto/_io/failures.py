@@ -499,13 +499,32 @@ def redirected(asked: str, status: int, target: str) -> ProtocolError:
 
 
 def tellable(exc: Exception) -> Exception | None:
-    """The cause, unless it may show a header: h11 quotes them, errors of aiohttp hold them."""
+    """The cause, unless it may show a header: h11 quotes them, errors of aiohttp hold them.
+
+    So do locals of the frames it came through, which error reporters send: it comes without them.
+    """
+    forget_frames(exc)
     is_secret = (
         isinstance(exc, httpx.LocalProtocolError)
         or _is_of_aiohttp(exc)
         or any(_links_named(_WITH_HEADERS, exc))
     )
     return None if is_secret else exc
+
+
+def forget_frames(exc: BaseException) -> None:
+    """Take the frames off an error, and off all that it was raised from or meanwhile."""
+    left: list[BaseException] = [exc]
+    seen: set[int] = set()
+    while left:
+        link = left.pop()
+        if id(link) in seen:
+            continue
+        seen.add(id(link))
+        link.__traceback__ = None
+        if isinstance(link, BaseExceptionGroup):
+            left.extend(cast("BaseExceptionGroup[BaseException]", link).exceptions)
+        left.extend(each for each in (link.__cause__, link.__context__) if each is not None)
 
 
 def check_deadline(request: WireRequest) -> None:
