@@ -42,7 +42,7 @@ from agentproto import (
     Timeout,
     TransportError,
 )
-from agentproto._aiohttp import Transport, _without_tracebacks, as_httpx
+from agentproto._io.transports.aiohttp import Transport, _without_tracebacks, as_httpx
 
 from .both import Flavour, as_forked
 from .conftest import LOOPS
@@ -76,7 +76,7 @@ END = b'event: end\ndata: {"status":"success"}\nid: 2\n\n'
 
 def test_without_the_extra_it_says_which_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     """A beginner sees what to type, and when the client is made."""
-    monkeypatch.delitem(sys.modules, "agentproto._aiohttp", raising=False)
+    monkeypatch.delitem(sys.modules, "agentproto._io.transports.aiohttp", raising=False)
     monkeypatch.setitem(sys.modules, "aiohttp", None)
     with pytest.raises(ImportError, match=r"pip install 'agentproto\[aiohttp\]'"):
         AsyncRunsClient("http://x", transport="aiohttp")
@@ -200,7 +200,7 @@ async def test_what_arrived_before_a_cut_is_handed_over() -> None:
             stream = client.create_and_stream_run()
             first = await anext(stream)
             assert await asyncio.to_thread(server.all_closed.wait, SOON)
-            connection = stream.core.exchange._connection  # type: ignore[union-attr]
+            connection: Any = stream.core.exchange._connection  # type: ignore[union-attr]
             async with asyncio.timeout(BOUND):
                 while connection.get_extra_info("socket"):  # noqa: ASYNC110  # it tells nobody
                     await asyncio.sleep(0)
@@ -381,7 +381,9 @@ async def test_connection_that_aiohttp_makes_elsewhere_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without our protocol in front, a body would wait for ever: better a loud end."""
-    monkeypatch.setattr("agentproto._aiohttp._Connector.connect", aiohttp.TCPConnector.connect)
+    monkeypatch.setattr(
+        "agentproto._io.transports.aiohttp._Connector.connect", aiohttp.TCPConnector.connect
+    )
     with raw_server(json_answer("{}")) as server:
         async with Transport(LIMITS) as transport:
             with pytest.raises(RuntimeError, match="by another way than its connector"):
@@ -707,7 +709,7 @@ async def test_connection_is_not_shared_before_its_answer_is_known(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """aiohttp keeps it for others as soon as the body is whole, which may be a 500."""
-    from agentproto._aiohttp import _Front
+    from agentproto._io.transports.aiohttp import _Front
 
     is_there = asyncio.get_running_loop().create_future()
 

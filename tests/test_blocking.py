@@ -305,8 +305,8 @@ def test_threads_that_begin_at_once_share_one_pool() -> None:
         io: Any = client._session.io
         make = io._make
 
-        def slowly() -> httpx.Client:
-            made.append(make())
+        def slowly(mounts: Any) -> httpx.Client:
+            made.append(make(mounts))
             if len(made) > 1:
                 another.set()
             another.wait(0.2)

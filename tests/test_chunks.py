@@ -20,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentproto import RunsClient
-from agentproto._aiohttp import _JoiningReceive
+from agentproto._io.transports.aiohttp import _JoiningReceive
 from agentproto._io.transports.chunks import AnswerJoiner
 
 from .both import Flavour

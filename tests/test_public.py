@@ -64,11 +64,11 @@ ROOMS = [
     ["_io.asynchronous", "_io.blocking", "_resume", "_retry"],
     ["_io.clients"],
     ["_io.failures", "_io.cancellation"],
-    ["_io.transports.asynchronous", "_io.transports.blocking"],
+    ["_io.transports.aiohttp", "_io.transports.asynchronous", "_io.transports.blocking"],
     ["_io.transports.asyncio_stream"],
     ["_io.transports.pooled", "_io.proxies"],
     ["_io"],
-    ["_aiohttp", "_dialects.agent_protocol", "_dialects.langgraph"],
+    ["_dialects.agent_protocol", "_dialects.langgraph"],
     ["_dialects.bodies"],
     ["_dialects"],
     ["_events"],
@@ -141,7 +141,6 @@ def test_only_the_port_names_the_network(path: Path) -> None:
     }
     allowed = {
         **dict.fromkeys(PORT, NETWORK),
-        "_aiohttp": {"asyncio", "httpx"},
         "_client": {"httpx"},
         "_blocking": {"httpx"},
     }.get(_room(path), set())

@@ -35,7 +35,7 @@ from agentproto import (
     TransportError,
 )
 from agentproto._io import WireRequest
-from agentproto._io.transports import couplings, pooled
+from agentproto._io.transports import couplings, shared_ssl_context
 from agentproto._io.transports.asynchronous import (
     AsyncBackend,
     AsyncTransport,
@@ -91,10 +91,12 @@ def certified() -> tuple[ssl.SSLContext, ssl.SSLContext]:
 def trusted(monkeypatch: pytest.MonkeyPatch) -> ssl.SSLContext:
     """The context of a server whose certificate clients of ours trust."""
     known, trusting = certified()
-    for module in ("asynchronous", "blocking"):
-        name = f"agentproto._io.transports.{module}.shared_ssl_context"
-        monkeypatch.setattr(name, lambda: trusting)
-    monkeypatch.setattr("httpx.create_ssl_context", lambda: trusting)  # of aiohttp
+    for module in (
+        "_io.transports.asynchronous",
+        "_io.transports.blocking",
+        "_io.transports.aiohttp",
+    ):
+        monkeypatch.setattr(f"agentproto.{module}.shared_ssl_context", lambda: trusting)
     return known
 
 
@@ -715,8 +717,8 @@ def test_read_limit_of_a_body_is_looked_up_when_its_reading_begins(
 
 def test_certificates_are_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """To read them takes 20 ms; who names others is asked again."""
-    assert pooled.shared_ssl_context() is pooled.shared_ssl_context()
-    before = pooled.shared_ssl_context()
+    assert shared_ssl_context() is shared_ssl_context()
+    before = shared_ssl_context()
     with trustme.CA().cert_pem.tempfile() as path:
         monkeypatch.setenv("SSL_CERT_FILE", path)
-        assert pooled.shared_ssl_context() is not before
+        assert shared_ssl_context() is not before

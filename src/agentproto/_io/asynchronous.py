@@ -310,7 +310,7 @@ def _maker_of(
         check_kind("transport", transport, httpx.AsyncBaseTransport)
         return _own_transport if transport is None else lambda _: transport
     try:
-        from .._aiohttp import Transport
+        from .transports.aiohttp import Transport
     except ImportError as exc:
         raise ImportError(
             "transport='aiohttp' needs aiohttp: pip install 'agentproto[aiohttp]'"

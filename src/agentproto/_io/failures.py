@@ -92,7 +92,7 @@ def retold(exc: Exception) -> Exception:
     if origin is None or not _is_of_aiohttp(origin):
         return exc
     with late_imports:
-        from .._aiohttp import as_httpx
+        from .transports.aiohttp import as_httpx
 
     return as_httpx(origin)
 

@@ -16,11 +16,11 @@ import httpcore
 import httpx
 
 from .. import running_loop, shut_down
-from . import LIMITS
+from . import LIMITS, shared_ssl_context
 from .asyncio_stream import AsyncioStream, receive_buffer
 from .chunks import AnswerJoiner
 from .couplings import put_pool
-from .pooled import note_sending, pool_options, shared_ssl_context
+from .pooled import note_sending, pool_options
 
 NEXT_ATTEMPT_SECONDS = 0.25
 """Seconds after which the next address of a host is tried beside the ones before (RFC 8305)."""

@@ -10,10 +10,10 @@ import httpcore
 import httpx
 
 from .. import shut_down
-from . import LIMITS
+from . import LIMITS, shared_ssl_context
 from .chunks import AnswerJoiner
 from .couplings import put_pool
-from .pooled import note_sending, pool_options, shared_ssl_context
+from .pooled import note_sending, pool_options
 
 
 class BlockingTransport(httpx.HTTPTransport):

@@ -112,10 +112,17 @@ class AnswerJoiner(ChunkJoiner):
         super().__init__()
         self.awaits_head = False
 
-    def join(self, data: bytes) -> bytes:
-        """The same bytes of an answer, in fewer chunks; a head that comes in parts ends joining."""
+    def split(self, data: bytes) -> tuple[bytes, bytes]:
+        """The head of an answer, where one that has chunks is whole, and the rest in fewer chunks.
+
+        A head that comes in parts ends joining.
+        """
         if not self.awaits_head:
-            return self.take(data) if self._is_on else data
+            return b"", self.take(data)
         self.awaits_head = not data
-        head, rest = self.begin(data)
+        return self.begin(data)
+
+    def join(self, data: bytes) -> bytes:
+        """The same bytes of an answer, in fewer chunks."""
+        head, rest = self.split(data)
         return head + rest if head else rest

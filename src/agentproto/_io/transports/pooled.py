@@ -6,9 +6,7 @@ and OpenTelemetry put something in the place of.
 
 from __future__ import annotations
 
-import os
 import ssl
-from functools import lru_cache
 from typing import Any
 
 import httpcore
@@ -39,17 +37,6 @@ def _as_httpcore(proxy: httpx.Proxy) -> httpcore.Proxy:
     return httpcore.Proxy(
         url, auth=proxy.raw_auth, headers=proxy.headers.raw, ssl_context=proxy.ssl_context
     )
-
-
-def shared_ssl_context() -> ssl.SSLContext:
-    """The certificates that httpx trusts by default: read once, which takes 20 ms."""
-    return _ssl_context(os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
-
-
-@lru_cache(maxsize=4)
-def _ssl_context(cert_file: str | None, cert_dir: str | None) -> ssl.SSLContext:
-    del cert_file, cert_dir  # httpx looks there itself
-    return httpx.create_ssl_context()
 
 
 def note_sending(connection: Connection) -> None:

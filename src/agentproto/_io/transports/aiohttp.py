@@ -24,7 +24,8 @@ import httpx
 from multidict import CIMultiDict, istr
 from yarl import URL
 
-from ._io.transports.chunks import ChunkJoiner
+from . import shared_ssl_context
+from .chunks import AnswerJoiner
 
 _MAX_HEADER_BYTES = 65_536
 """Of a line, and of a field: aiohttp's own limit refuses a long `Content-Location`."""
@@ -45,7 +46,7 @@ class Transport(httpx.AsyncBaseTransport):
         self._connector = _Connector(
             limit=limits.max_connections or 0,
             keepalive_timeout=limits.keepalive_expiry,
-            ssl=httpx.create_ssl_context(),
+            ssl=shared_ssl_context(),
             socket_factory=self._open_socket,
         )
         self._connector.waiting = {}
@@ -405,28 +406,22 @@ class _Front(asyncio.Protocol):
             self.transport.abort()
 
 
-class _JoiningReceive(ChunkJoiner):
+class _JoiningReceive(AnswerJoiner):
     """Passes on what is received, in fewer chunks."""
 
-    __slots__ = ("_receive", "awaits_head")
+    __slots__ = ("_receive",)
 
     def __init__(self, receive: Callable[[bytes], None]) -> None:
         super().__init__()
         self._receive = receive
-        self.awaits_head = False
 
     def __call__(self, data: bytes | bytearray) -> None:
-        head, data = b"", bytes(data)  # a bytearray on Windows
-        if self.awaits_head and data:
-            self.awaits_head = False
-            head, data = self.begin(data)
-        else:
-            data = self.take(data)
+        head, rest = self.split(bytes(data))  # a bytearray on Windows
         if head:
             # Apart: of what is broken after it, aiohttp would not even report the head.
             self._receive(head)
-        if data or not head:
-            self._receive(data)
+        if rest or not head:
+            self._receive(rest)
 
 
 def _without_tracebacks(error: BaseException, handled: BaseException | None) -> BaseException:
