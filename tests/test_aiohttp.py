@@ -42,7 +42,8 @@ from agentproto import (
     Timeout,
     TransportError,
 )
-from agentproto._io.transports.aiohttp import Transport, _without_tracebacks, as_httpx
+from agentproto._io.frames import without_frames
+from agentproto._io.transports.aiohttp import Transport, as_httpx
 
 from .both import Flavour, as_forked
 from .conftest import LOOPS
@@ -1012,7 +1013,7 @@ def test_every_part_of_an_error_loses_its_traceback() -> None:
     group = caught(ExceptionGroup("all", [caught(OSError()), caught(ValueError())]))
     error = caught(RuntimeError(), cause=caught(TypeError(), context=handled), context=group)
     group.__context__ = error
-    assert _without_tracebacks(error, handled) is error
+    assert without_frames(error, handled) is error
     assert {type(each): each.__traceback__ is not None for each in chain_of(error)} == {
         **dict.fromkeys([RuntimeError, TypeError, ExceptionGroup, OSError, ValueError], False),
         KeyError: True,

@@ -66,7 +66,7 @@ ROOMS = [
     ["_io.failures", "_io.cancellation"],
     ["_io.transports.aiohttp", "_io.transports.asynchronous", "_io.transports.blocking"],
     ["_io.transports.asyncio_stream"],
-    ["_io.transports.pooled", "_io.proxies"],
+    ["_io.frames", "_io.proxies", "_io.transports.pooled"],
     ["_io"],
     ["_dialects.agent_protocol", "_dialects.langgraph"],
     ["_dialects.bodies"],

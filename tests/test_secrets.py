@@ -188,6 +188,20 @@ async def test_proxy_that_fails_shows_no_secret(
     checked(error)
 
 
+async def test_frames_of_what_the_caller_handles_are_left_alone(flavour: Flavour) -> None:
+    """Its own error is the context of ours, and it is the caller's to look into."""
+    with raw_server(reset_at_once, breaking(reset)) as server:
+        client = flavour.client(server.url, retry=None)
+        for name in CALLS[:2]:
+            theirs = ValueError("theirs")
+            try:
+                raise theirs
+            except ValueError:
+                await failure_of(flavour, client, name)
+            assert theirs.__traceback__ is not None
+        await flavour.close(client)
+
+
 async def test_wrapper_of_send_sees_no_pair() -> None:
     """elastic-apm, ddtrace and newrelic show the arguments of `client.send`."""
     seen: list[dict[str, Any]] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Mapping
 from contextlib import contextmanager, suppress
@@ -34,7 +35,8 @@ from .clients import (
     own_client,
     refuse_redirect,
 )
-from .failures import forget_frames, is_of_network, look_for_redirect, ran_out, tellable
+from .failures import cause_of, is_of_network, look_for_redirect, ran_out
+from .frames import without_frames
 from .transports import LIMITS
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ class _AsyncExchange(Exchange):
 
     async def _receive(self) -> bytes:
         body = self._body or self._open_body()
+        handled = sys.exception()
         try:
             if self.request.deadline is None and self._connection is not None:
                 async for piece in body:
@@ -71,9 +74,9 @@ class _AsyncExchange(Exchange):
         except Exception as exc:
             if not is_of_network(exc):
                 raise
-            raise self._io.error(exc, self.request) from tellable(exc)
+            raise self._io.error(exc, self.request) from cause_of(exc, handled)
         except BaseException as exc:
-            forget_frames(exc)
+            without_frames(exc, handled)
             raise
         return self._end()
 
@@ -195,6 +198,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         async def trace(name: str, info: Mapping[str, Any]) -> None:
             look_for_redirect(name, info, request)
 
+        handled = sys.exception()
         before = sending.set(request.stop)
         try:
             built = self._build(client, request, trace)
@@ -206,9 +210,9 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         except Exception as exc:
             if not is_of_network(exc):
                 raise
-            raise self.error(exc, request, built) from tellable(exc)
+            raise self.error(exc, request, built) from cause_of(exc, handled)
         except BaseException as exc:
-            forget_frames(exc)  # a limit of the caller's makes it the cause of an error
+            without_frames(exc, handled)  # a limit of the caller's makes it a cause
             raise
         finally:
             sending.reset(before)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
@@ -19,7 +20,8 @@ from .clients import (
     own_client,
     refuse_redirect,
 )
-from .failures import check_deadline, forget_frames, is_of_network, look_for_redirect, tellable
+from .failures import cause_of, check_deadline, is_of_network, look_for_redirect
+from .frames import without_frames
 from .transports.couplings import limit_reads
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ class _BlockingExchange(Exchange):
 
     async def _receive(self) -> bytes:
         body = self._body or self._open_body()
+        handled = sys.exception()
         if self.request.deadline is not None:
             check_deadline(self.request)
         try:
@@ -44,9 +47,9 @@ class _BlockingExchange(Exchange):
         except Exception as exc:
             if not is_of_network(exc):
                 raise
-            raise self._owner.error(exc, self.request) from tellable(exc)
+            raise self._owner.error(exc, self.request) from cause_of(exc, handled)
         except BaseException as exc:
-            forget_frames(exc)
+            without_frames(exc, handled)
             raise
         return self._end()
 
@@ -104,6 +107,7 @@ class BlockingIO(ClientIO[httpx.Client]):
         def trace(name: str, info: Mapping[str, Any]) -> None:
             look_for_redirect(name, info, request)
 
+        handled = sys.exception()
         before = sending.set(request.stop)
         try:
             built = self._build(client, request, trace)
@@ -113,9 +117,9 @@ class BlockingIO(ClientIO[httpx.Client]):
         except Exception as exc:
             if not is_of_network(exc):
                 raise
-            raise self.error(exc, request, built) from tellable(exc)
+            raise self.error(exc, request, built) from cause_of(exc, handled)
         except BaseException as exc:
-            forget_frames(exc)  # a limit of the caller's makes it the cause of an error
+            without_frames(exc, handled)  # a limit of the caller's makes it a cause
             raise
         finally:
             sending.reset(before)

@@ -26,6 +26,7 @@ from .._errors import (
 from .._settings import Timeout
 from .._shapes import as_list
 from . import WireRequest, late_imports
+from .frames import without_frames
 from .proxies import proxy_for
 
 TRANSPORT_ERRORS = (
@@ -498,33 +499,18 @@ def redirected(asked: str, status: int, target: str) -> ProtocolError:
     )
 
 
-def tellable(exc: Exception) -> Exception | None:
-    """The cause, unless it may show a header: h11 quotes them, errors of aiohttp hold them.
+def cause_of(exc: Exception, handled: BaseException | None) -> Exception | None:
+    """What an error of ours is raised from, unless its text may show a header.
 
-    So do locals of the frames it came through, which error reporters send: it comes without them.
+    h11 quotes headers, and errors of aiohttp hold them. `handled` is what the caller was handling.
     """
-    forget_frames(exc)
+    without_frames(exc, handled)
     is_secret = (
         isinstance(exc, httpx.LocalProtocolError)
         or _is_of_aiohttp(exc)
         or any(_links_named(_WITH_HEADERS, exc))
     )
     return None if is_secret else exc
-
-
-def forget_frames(exc: BaseException) -> None:
-    """Take the frames off an error, and off all that it was raised from or meanwhile."""
-    left: list[BaseException] = [exc]
-    seen: set[int] = set()
-    while left:
-        link = left.pop()
-        if id(link) in seen:
-            continue
-        seen.add(id(link))
-        link.__traceback__ = None
-        if isinstance(link, BaseExceptionGroup):
-            left.extend(cast("BaseExceptionGroup[BaseException]", link).exceptions)
-        left.extend(each for each in (link.__cause__, link.__context__) if each is not None)
 
 
 def check_deadline(request: WireRequest) -> None:

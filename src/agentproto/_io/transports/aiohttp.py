@@ -24,6 +24,7 @@ import httpx
 from multidict import CIMultiDict, istr
 from yarl import URL
 
+from ..frames import without_frames
 from . import shared_ssl_context
 from .chunks import AnswerJoiner
 
@@ -99,7 +100,7 @@ class Transport(httpx.AsyncBaseTransport):
             )
         body.abort()
         try:
-            raise _without_tracebacks(error, handled)
+            raise without_frames(error, handled)
         finally:
             del error
 
@@ -229,7 +230,7 @@ class _Body(httpx.AsyncByteStream):
             error = httpx.ReadError("the connection was closed on this side")
         if error is not None:
             try:
-                raise _without_tracebacks(error, sys.exception())
+                raise without_frames(error, sys.exception())
             finally:
                 del error, exc
 
@@ -422,33 +423,6 @@ class _JoiningReceive(AnswerJoiner):
             self._receive(head)
         if rest or not head:
             self._receive(rest)
-
-
-def _without_tracebacks(error: BaseException, handled: BaseException | None) -> BaseException:
-    """The same error: frames of aiohttp have the headers of the request in their locals.
-
-    What the caller is handling meanwhile Python adds as context: that is left as it is.
-    """
-    spared = _reachable(handled)
-    for key, exc in _reachable(error).items():
-        if key not in spared:
-            exc.__traceback__ = None
-    return error
-
-
-def _reachable(error: BaseException | None) -> dict[int, BaseException]:
-    """An error and all its causes and contexts, by their ids."""
-    found: dict[int, BaseException] = {}
-    left = [error]
-    while left:
-        exc = left.pop()
-        if exc is None or id(exc) in found:
-            continue
-        found[id(exc)] = exc
-        left += [exc.__cause__, exc.__context__]
-        if isinstance(exc, BaseExceptionGroup):
-            left += cast("tuple[BaseException, ...]", exc.exceptions)
-    return found
 
 
 def as_httpx(exc: BaseException) -> httpx.HTTPError:
