@@ -19,6 +19,15 @@ settings.register_profile(
 )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The sync client runs in a thread of its own: the loop beside it makes no difference."""
+    items[:] = [item for item in items if not {"uvloop", "sync"} <= set(_parameters_of(item))]
+
+
+def _parameters_of(item: pytest.Item) -> list[str]:
+    return item.name.partition("[")[2].rstrip("]").split("-")
+
+
 def pytest_collection_finish() -> None:
     """What is there before the first test is nobody's garbage, and need not be looked at again."""
     gc.collect()
