@@ -51,6 +51,7 @@ ON_EVERY_LOOP = {
     "test_chunks",
     "test_closing",
     "test_faults",
+    "test_http2",
     "test_limits",
     "test_load",
     "test_transports",

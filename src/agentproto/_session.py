@@ -7,6 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, TypeVar, cast
 from urllib.parse import urlencode, urlsplit
 
@@ -15,6 +16,7 @@ from ._dialects import Answer, FollowUp, Operation, Request, StreamOperation, ru
 from ._errors import (
     AgentProtoError,
     ProtocolError,
+    RequestTimeoutError,
     RunFailedError,
     StatusError,
     TooLargeError,
@@ -26,7 +28,7 @@ from ._errors import (
     run_failed,
 )
 from ._events import merged_interrupts
-from ._io import IO, Exchange, Stop, WireRequest
+from ._io import IO, LEAVE_SECONDS, Exchange, Stop, WireRequest
 from ._io.failures import redirected
 from ._models import FAILED, Interrupt, Run, RunRef, RunStatus, RunWaitResponse, told_ref
 from ._retry import NO_RETRIES, RetryPolicy, seconds_until_retry
@@ -47,9 +49,6 @@ STOPPED = frozenset({"interrupted", "cancelled", "canceled"})
 
 ERROR_SECONDS = 5.0
 """Seconds that the body of an error may take in all."""
-
-LEAVE_SECONDS = 2.0
-"""Seconds that a run which is left may take to be cancelled."""
 
 MAX_ERROR_BYTES = 64 * 2**10
 """Bytes of an error body that are read; the rest is left with the connection."""
@@ -88,12 +87,21 @@ class Outcome:
         return self.is_cancelled or self.status in FAILED
 
 
+@dataclass(slots=True)
+class _Leave:
+    """How the cancelling of a run that was left went, as far as that is known."""
+
+    is_cancelled: bool = False
+    problem: str | None = f"no answer within {LEAVE_SECONDS:g} s"
+
+
 class Session:
     """Sends operations to one base URL through one port."""
 
     def __init__(self, io: IO, base_url: str) -> None:
         self.io = io
         self.base_url = base_url
+        self._is_closing = False
 
     async def call(
         self,
@@ -246,9 +254,11 @@ class Session:
 
     async def close(self) -> None:
         """Leave what is still open, and close the connections."""
-        for exchange in self.io.shared():
-            await exchange.leave()
-        await self.io.close()
+        self._is_closing = True
+        try:
+            await self.io.leave([exchange.leave for exchange in self.io.shared()])
+        finally:
+            await self.io.close()
 
     async def repeat(
         self,
@@ -299,6 +309,9 @@ class Session:
         check: Callable[[T], None] | None,
     ) -> T:
         exchange = await self.open(operation, wire)
+        left = partial(self.cancel_left, exchange, operation, operation.follow_up, settings)
+        if exchange.is_shared:
+            exchange.leave = left
         is_left = True
         try:
             if operation.has_body:
@@ -310,7 +323,7 @@ class Session:
             if check is not None:
                 check(answer)
         except AgentProtoError as error:
-            is_left = is_out_of_time(error)
+            is_left = isinstance(error, RequestTimeoutError)
             tell(error, exchange, exchange.run)
             raise
         else:
@@ -319,7 +332,7 @@ class Session:
         finally:
             await exchange.release()
             if is_left:
-                await self.cancel_left(exchange, operation, operation.follow_up, settings)
+                await left()
 
     async def cancel_left(
         self,
@@ -330,33 +343,60 @@ class Session:
     ) -> None:
         """Cancel a run that was left on a connection of other runs, if its server would have.
 
-        The server cannot see it there: httpcore sends nothing when an HTTP/2 stream is left. What
-        goes wrong is logged: who leaves waits for no answer.
+        The server cannot see it there: httpcore sends nothing when an HTTP/2 stream is left. It is
+        done once, and a failure is logged: nothing is raised where a stream is left.
         """
-        is_unheard = exchange.is_shared and request.is_cancelled_when_left is not False
-        run = exchange.run
-        if follow_up is None or run is None or not is_unheard:
+        if exchange.was_left or not exchange.is_shared:
             return
-        limits = Timeout(connect=LEAVE_SECONDS, idle=LEAVE_SECONDS, total=LEAVE_SECONDS)
+        exchange.was_left = True
+        run = exchange.run
+        if follow_up is None or run is None or request.is_cancelled_when_left is False:
+            return
+        limits = replace(settings.timeout, idle=self._idle_limit(settings), total=None)
         brief = replace(settings, timeout=limits, retry=NO_RETRIES, stop=None)
         is_certain = request.is_cancelled_when_left is True
-        await self.io.shielded(self._cancel(run, follow_up, brief, is_certain=is_certain))
+        outcome = _Leave()
+        cancel = partial(self._cancel, run, follow_up, brief, outcome, is_certain=is_certain)
+        await self.io.shielded(cancel, LEAVE_SECONDS)
+        if outcome.is_cancelled:
+            self.io.forget_left(run)
+            _log.info("run %s was left, and is cancelled", run.run_id)
+        elif outcome.problem is not None:
+            problem = outcome.problem
+            _log.warning("run %s was left and could not be cancelled: %s", run.run_id, problem)
+
+    def _idle_limit(self, settings: CallSettings) -> float | None:
+        """What a cancel has for each read: httpcore ends all streams of a connection with it."""
+        idle = settings.timeout.idle
+        if self.io.shared() and not self._is_closing:
+            return idle
+        return LEAVE_SECONDS if idle is None else min(idle, LEAVE_SECONDS)
 
     async def _cancel(
-        self, run: RunRef, follow_up: FollowUp[Any], settings: CallSettings, *, is_certain: bool
+        self,
+        run: RunRef,
+        follow_up: FollowUp[Any],
+        settings: CallSettings,
+        outcome: _Leave,
+        *,
+        is_certain: bool,
     ) -> None:
         try:
             if not is_certain:
                 found = await self.optional(follow_up.status(run), settings, None)
-                if found is None or found.on_disconnect == "continue":
-                    return
-                if found.status not in GOES_ON:
+                if (
+                    found is None
+                    or found.on_disconnect == "continue"
+                    or found.status not in GOES_ON
+                ):
+                    outcome.problem = None
                     return
             await self.call(follow_up.cancel(run), settings)
+            outcome.is_cancelled = True
         except (AgentProtoError, RuntimeError, ValueError) as error:
-            _log.warning("run %s was left and could not be cancelled: %s", run.run_id, error)
-        else:
-            _log.info("run %s was left, and is cancelled", run.run_id)
+            outcome.problem = str(error)
+        except Exception as error:  # of the caller's transport or hooks: it may show a secret
+            outcome.problem = type(error).__name__
 
     def wire(
         self,

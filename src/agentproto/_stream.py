@@ -10,6 +10,7 @@ from ._dialects import Request, StreamOperation, run_named_by
 from ._errors import (
     AgentProtoError,
     ProtocolError,
+    RequestTimeoutError,
     StatusError,
     StreamInterruptedError,
     TooLargeError,
@@ -276,6 +277,7 @@ class EventStream(Generic[T]):
     def abandon(self) -> None:
         """Let the server see that nobody listens any more, where nothing can be awaited."""
         if self.exchange is not None and (self._has_last or not self._all_arrived):
+            self.exchange.leave = self.exchange.release
             self.exchange.drop()
 
     async def close(self) -> None:
@@ -284,6 +286,8 @@ class EventStream(Generic[T]):
             # Whoever reads finds it closed, and releases what it has by then.
             self._stop.set()
             self.ended = self.ended or "closed"
+            if not self._all_arrived:  # here: by then the client may be closed
+                await self._cancel_left()
             return
         await self._give_up("closed")
 
@@ -292,13 +296,15 @@ class EventStream(Generic[T]):
 
     async def _give_up(self, how: Ended) -> None:
         self.ended = self.ended or how
-        is_left = not self._all_arrived and (
-            how == "closed" or (self._failure is not None and is_out_of_time(self._failure))
-        )
+        is_left = not self._all_arrived and (how == "closed" or _is_left_by(self._failure))
         self._pending.clear()
         self._all_arrived = True
         await self._let_go()
-        if is_left and self.exchange is not None:
+        if is_left:
+            await self._cancel_left()
+
+    async def _cancel_left(self) -> None:
+        if self.exchange is not None:
             operation = self._operation
             await self._session.cancel_left(
                 self.exchange, operation, operation.follow_up, self._settings
@@ -623,6 +629,13 @@ class EventStream(Generic[T]):
             if error.status_code in NOT_OFFERED:
                 return None
             raise
+
+
+def _is_left_by(error: AgentProtoError | None) -> bool:
+    """Whether the connection may be whole, and its server know nothing of the error."""
+    if isinstance(error, ProtocolError | RequestTimeoutError):
+        return True
+    return error is not None and isinstance(error.__cause__, RequestTimeoutError)
 
 
 def _run_of(ref: RunRef | None, status: RunStatus | str | None) -> Run:

@@ -15,7 +15,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -54,6 +54,8 @@ with suppress(AttributeError):  # there are none on Windows
     )
 
 T = TypeVar("T")
+Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
+"""What is still to be done, once."""
 
 AuthTypes: TypeAlias = (
     tuple[str | bytes, str | bytes] | Callable[[httpx.Request], httpx.Request] | httpx.Auth
@@ -148,6 +150,7 @@ class Owner(Protocol):
     is_closed: bool
     exchanges: set[Exchange]
     dropped: deque[Exchange]
+    left: deque[RunRef | None]
 
     def closed(self) -> RuntimeError: ...
     def error(self, exc: Exception, request: WireRequest) -> Exception: ...
@@ -174,8 +177,10 @@ class Exchange(ABC):
         self._is_retired = False
         self.run: RunRef | None = None
         """Which run it is, once that is known."""
-        self.leave: Callable[[], Awaitable[None]] = self.release
+        self.leave: Work = self.release
         """What the end of its client is for it."""
+        self.was_left: bool = False
+        """Whether its run was cancelled for that, where it was to be."""
         owner.exchanges.add(self)
         request.stop.exchanges.add(self)
         if request.stop.is_set:  # between the answer and here
@@ -207,14 +212,22 @@ class Exchange(ABC):
             shut_down(self._foreign_stream)
 
     async def finish(self, seconds: float) -> None:
-        """Take the rest of the body, if it comes in time: the connection can then be used again."""
-        self.hurry(seconds)
-        with suppress(AgentProtoError, RuntimeError):
-            while await self.read():
-                pass
+        """Take the rest of the body, if it comes in time: the connection can then be used again.
+
+        One of other requests, too, is used again anyway, and a read that ran out would end them.
+        """
+        if self.is_shared:
+            self._is_at_end = True
+        else:
+            self.hurry(seconds)
+            with suppress(AgentProtoError, RuntimeError):
+                while await self.read():
+                    pass
         await self.release()
 
     def _forget(self) -> None:
+        if self.is_shared and not self._is_at_end and self in self._owner.exchanges:
+            self._owner.left.append(self.run)
         self._owner.exchanges.discard(self)
         self.request.stop.exchanges.discard(self)
 
@@ -295,14 +308,19 @@ class IO(Protocol):
 
     async def send(self, request: WireRequest) -> Exchange: ...
     async def sleep(self, seconds: float, request: WireRequest) -> None: ...
-    async def shielded(self, work: Coroutine[Any, Any, None]) -> None: ...
+    async def shielded(self, work: Work, seconds: float) -> bool: ...
+    async def leave(self, ways: Sequence[Work]) -> None: ...
     def shared(self) -> list[Exchange]: ...
+    def forget_left(self, run: RunRef) -> None: ...
     async def close(self) -> None: ...
     def chance(self) -> float: ...
     def now(self) -> float: ...
     def deadline(self, timeout: Timeout) -> float | None: ...
     def check_not_stopped(self, stop: Stop) -> None: ...
 
+
+LEAVE_SECONDS = 2.0
+"""Seconds that a run which is left may take to be cancelled."""
 
 STREAM_CLOSED = "this stream is closed; start another to go on"
 

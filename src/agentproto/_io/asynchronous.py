@@ -5,19 +5,31 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Generator, Mapping
+from collections.abc import (
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Coroutine,
+    Generator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Any, Literal, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 from weakref import ref
 
 import anyio
 import httpx
 from anyio.lowlevel import RunVar, checkpoint
 
+from .._errors import RequestTimeoutError
 from . import (
+    LEAVE_SECONDS,
     AuthTypes,
     Exchange,
     WireRequest,
+    Work,
     abandoned,
     forks,
     late_imports,
@@ -41,6 +53,9 @@ from .transports import LIMITS
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
+
+
+T = TypeVar("T")
 
 
 class _AsyncExchange(Exchange):
@@ -100,13 +115,25 @@ class _AsyncExchange(Exchange):
         if self._expiry is not None:
             self._expiry.cancel()
         self.wake()
-        await guarded(self._close(), cancellations=0)
+        if self.is_shared:
+            await apart(self._close)
+        else:
+            await guarded(self._close(), cancellations=0)
 
     async def _close(self) -> None:
         with anyio.CancelScope(shield=True):
-            if self.is_left_open and not self.is_shared:
+            if self.is_shared:
+                await self._interrupt()
+            elif self.is_left_open:
                 await self._unwind()
             await self.response.aclose()
+
+    async def _interrupt(self) -> None:
+        """End those generators where another read would wait for other requests."""
+        if self._body is not None:
+            with anyio.CancelScope() as scope, suppress(Exception):
+                scope.cancel()
+                await anext(self._body, None)
 
     async def _unwind(self) -> None:
         """Let the generators of httpx and httpcore end, which would wait for the collector."""
@@ -117,6 +144,36 @@ class _AsyncExchange(Exchange):
             with suppress(Exception):
                 async for _ in self._body:
                     pass
+
+
+class _Place:
+    """That of a request on a connection: httpcore waits for one over HTTP/2 without a limit."""
+
+    def __init__(self, request: WireRequest) -> None:
+        self._request = request
+        self._scope: anyio.CancelScope | None = None
+        self._seconds = math.inf
+        self.is_found = False
+
+    @contextmanager
+    def within(self, seconds: float | None) -> Generator[None]:
+        """End what is awaited here unless the request has its place by then."""
+        if seconds is None:
+            yield
+            return
+        self._seconds = seconds
+        with anyio.move_on_after(seconds) as self._scope:
+            yield
+        if self._scope.cancelled_caught:
+            raise ran_out(self._request, "stream")
+
+    def note(self, name: str) -> None:
+        """What httpcore begins has a limit of its own; the time between has none."""
+        self.is_found = self.is_found or name.endswith("send_request_headers.started")
+        if self._scope is not None:
+            is_limited = self.is_found or name.endswith(".started")
+            left = math.inf if is_limited else self._seconds
+            self._scope.deadline = anyio.current_time() + left
 
 
 class _Loop:
@@ -148,6 +205,8 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         self._discard = discard
         self._here: RunVar[_Loop] = RunVar("agentproto")
         self._clients: dict[_Loop, httpx.AsyncClient] = {}
+        self._leaving: set[anyio.Event] = set()
+        self._is_http2_traced = False
         super().__init__(make, auth, is_ours=is_ours)
 
     # A connection lives and dies with its event loop: each loop has a pool of its own.
@@ -195,7 +254,11 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         await self.release_dropped()
         built: httpx.Request | None = None
 
+        place = _Place(request)
+
         async def trace(name: str, info: Mapping[str, Any]) -> None:
+            self._is_http2_traced = self._is_http2_traced or name.startswith("http2.")
+            place.note(name)
             look_for_redirect(name, info, request)
 
         handled = sys.exception()
@@ -203,10 +266,15 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         try:
             built = self._build(client, request, trace)
             # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
-            with self.within(request, idles=2):
+            limit = self._seconds_for_a_place(client, request)
+            with self.within(request, idles=2), place.within(limit):
                 sent = client.send(built, **self._send_options())
                 response = await guarded(sent, cancellations=1)
             exchange = _AsyncExchange(self, client, request, response)
+        except RequestTimeoutError as error:
+            if self._is_http2_traced and not place.is_found:
+                self.name_holders(error)
+            raise
         except Exception as exc:
             if not is_of_network(exc):
                 raise
@@ -219,28 +287,43 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
             request.stop.connections.clear()
         return exchange
 
+    def _seconds_for_a_place(self, client: httpx.AsyncClient, request: WireRequest) -> float | None:
+        """Seconds until the request has to be written, where it is heard when it is."""
+        if not self._is_http2_traced:
+            return None
+        auth = self._auth or client.auth
+        # Another kind may ask for a token first, which takes its time.
+        is_quick = auth is None or isinstance(auth, httpx.BasicAuth)
+        return request.timeout.connect if is_quick else None
+
     async def sleep(self, seconds: float, request: WireRequest) -> None:
         with self.within(request):
             await anyio.sleep(seconds)
 
-    async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it, though whoever asks is cancelled meanwhile, or was."""
-        if running_loop() is None:
-            with anyio.CancelScope(shield=True):
-                return await work
-        import asyncio  # it was before: only who runs a loop pays for it
+    async def shielded(self, work: Work, seconds: float) -> bool:
+        """Do it within so many seconds, also in a task that was cancelled, or is meanwhile.
 
-        task = asyncio.ensure_future(work)  # of its own: no cancellation of this one reaches it
-        cancelled: asyncio.CancelledError | None = None
-        while not task.done():
-            try:
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait([task])
-            except asyncio.CancelledError as exc:
-                cancelled = exc
-        if cancelled is not None:
-            raise cancelled
-        return task.result()
+        Whether it was done in time.
+        """
+        is_over = anyio.Event()
+        self._leaving.add(is_over)
+        try:
+            return await apart(partial(_in_time, work, seconds))
+        finally:
+            self._leaving.discard(is_over)
+            is_over.set()
+
+    async def leave(self, ways: Sequence[Work]) -> None:
+        """Leave in these ways, all at once, and wait for what is being left already."""
+        begun = members(self._leaving)
+        if ways:
+            async with anyio.create_task_group() as group:
+                for way in ways:
+                    group.start_soon(_done, way)
+        if begun:
+            with anyio.move_on_after(LEAVE_SECONDS, shield=True):
+                for is_over in begun:
+                    await is_over.wait()
 
     async def close(self) -> None:
         self.is_closed = True
@@ -258,6 +341,37 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
             await guarded(checkpoint(), cancellations=0)  # asyncio closes sockets in its next turn
         self._discard_of_loops_gone()
         self._clients.clear()
+
+
+async def apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do what heeds no cancellation of this task, neither one from before nor one meanwhile."""
+    if running_loop() is None:
+        with anyio.CancelScope(shield=True):
+            return await work()
+    import asyncio  # it was before: only who runs a loop pays for it
+
+    task = asyncio.ensure_future(work())
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([task])
+        except asyncio.CancelledError as exc:
+            cancelled = exc
+    if cancelled is not None:
+        raise cancelled
+    return task.result()
+
+
+async def _in_time(work: Work, seconds: float) -> bool:
+    with anyio.move_on_after(seconds) as scope:
+        await work()
+    return not scope.cancelled_caught
+
+
+async def _done(work: Work) -> None:
+    with suppress(Exception):  # of the caller's transport, as it closes
+        await work()
 
 
 def async_io(

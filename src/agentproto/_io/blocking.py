@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from . import AuthTypes, Exchange, WireRequest, forks, sending
+from . import LEAVE_SECONDS, AuthTypes, Exchange, WireRequest, Work, forks, members, sending
 from .clients import (
     ClientIO,
     Mounts,
@@ -91,6 +94,7 @@ class BlockingIO(ClientIO[httpx.Client]):
     ) -> None:
         super().__init__(make, auth, is_ours=is_ours)
         self._client: httpx.Client | None = None
+        self._leaving: set[threading.Event] = set()
 
     def _get_client(self) -> httpx.Client | None:
         return self._client
@@ -133,9 +137,27 @@ class BlockingIO(ClientIO[httpx.Client]):
         self.check_not_stopped(request.stop)
         check_deadline(request)
 
-    async def shielded(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it: nothing is cancelled here."""
-        await work
+    async def shielded(self, work: Work, seconds: float) -> bool:
+        """Do it, and wait so many seconds for it; whether it was done by then.
+
+        In a thread of its own: it may have to wait until another thread has read from a connection
+        that they share, and the end of a limit of its own would end all streams there.
+        """
+        is_done = _begun(work)
+        self._leaving.add(is_done)
+        try:
+            return is_done.wait(seconds)
+        finally:
+            self._leaving.discard(is_done)
+
+    async def leave(self, ways: Sequence[Work]) -> None:
+        """Leave in these ways, all at once, and wait for what is being left already."""
+        begun = members(self._leaving)
+        until = time.monotonic() + LEAVE_SECONDS
+        for is_done in [_begun(way) for way in ways]:
+            is_done.wait()
+        for is_done in begun:
+            is_done.wait(max(0.0, until - time.monotonic()))
 
     async def close(self) -> None:
         self.is_closed = True
@@ -144,6 +166,24 @@ class BlockingIO(ClientIO[httpx.Client]):
         self._stop_all()
         if self._is_ours and self._client is not None:
             self._client.close()
+
+
+def _begun(work: Work) -> threading.Event:
+    """What is set when the work, which a thread of its own does, is done."""
+    is_done = threading.Event()
+
+    def do() -> None:
+        try:
+            with suppress(Exception):  # of the caller's transport, as it closes
+                next(work().__await__(), None)
+        finally:
+            is_done.set()
+
+    try:
+        threading.Thread(target=copy_context().run, args=(do,), daemon=True).start()
+    except RuntimeError:  # none can be started while the interpreter ends
+        do()
+    return is_done
 
 
 def blocking_io(

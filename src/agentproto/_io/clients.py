@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
 
+from .._models import RunRef
 from .._settings import Timeout
 from . import (
     STREAM_CLOSED,
@@ -56,6 +57,8 @@ class ClientIO(ABC, Generic[C]):
         # Held until they are released: collected, they would lock as in `Exchange.drop`.
         self.exchanges: set[Exchange] = set()
         self.dropped: deque[Exchange] = deque()
+        # As many as one connection takes: those of connections that are over need no room.
+        self.left: deque[RunRef | None] = deque(maxlen=100)
         self._stops: set[Stop] = set()
 
     @abstractmethod
@@ -73,8 +76,19 @@ class ClientIO(ABC, Generic[C]):
             return RuntimeError(STREAM_CLOSED)
         error = as_ours(exc, request, built, self.mounts)
         if is_full(exc):
-            error.args = (f"{error}{_held_by(members(self.exchanges))}",)
+            self.name_holders(error)
         return error
+
+    def name_holders(self, error: Exception) -> None:
+        """Say which runs hold the connections of a client that has none left."""
+        open_here = [exchange.run for exchange in members(self.exchanges)]
+        named = _named("open here", open_here) + _named("left before the end", members(self.left))
+        error.args = (f"{error}{named or '; no stream of this client holds one'}",)
+
+    def forget_left(self, run: RunRef) -> None:
+        """Let the stream of this run, which was left, hold its connection no longer."""
+        with suppress(ValueError):
+            self.left.remove(run)
 
     def shared(self) -> list[Exchange]:
         """What is open on connections of other runs, too."""
@@ -186,13 +200,11 @@ class ClientIO(ABC, Generic[C]):
         return options if self._auth is None else {**options, "auth": self._auth}
 
 
-def _held_by(exchanges: list[Exchange]) -> str:
-    """Which runs hold the connections of a client that has none left."""
-    if not exchanges:
-        return "; no stream of this client holds one"
-    runs = [str(exchange.run and exchange.run.run_id) for exchange in exchanges[:10]]
-    more = f" and {len(exchanges) - 10} more" if len(exchanges) > 10 else ""
-    return f"; open here: the streams of {', '.join(runs)}{more}"
+def _named(how: str, runs: list[RunRef | None]) -> str:
+    names = [run.run_id for run in runs if run is not None][:10]
+    more = len(runs) - len(names)
+    named = [*names, f"{more} more" if names else f"{more} whose run is not known"]
+    return f"; {how}: the streams of {', '.join(named if more else names)}" if runs else ""
 
 
 @lru_cache(maxsize=64)

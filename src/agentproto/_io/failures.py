@@ -226,6 +226,8 @@ _SAYS = {
     "close streams that are done, or raise max_connections of http_client",
     "idle": "not a byte within {s:g} s (timeout.idle); "
     "give a longer limit with timeout=Timeout(idle=...)",
+    "stream": "no free stream within {s:g} s (timeout.connect) on the HTTP/2 connection of the "
+    "client: close streams that are done, or use HTTP/1.1",
     "total": "not done within {s:g} s (timeout.total); "
     "give a longer limit with timeout=Timeout(total=...)",
 }
@@ -237,14 +239,16 @@ def ran_out(request: WireRequest, limit: str, *, proxy: str | None = None) -> Re
     seconds = cast("float", seconds)
     to, kind = ("", "server") if proxy is None else (f" to the proxy {proxy}", "proxy")
     message = f"{request.asked}: {_SAYS[limit].format(s=seconds, to=to, kind=kind)}"
-    return RequestTimeoutError(message, limit=limit, seconds=seconds)
+    named = "pool" if limit == "stream" else limit
+    return RequestTimeoutError(message, limit=named, seconds=seconds)
 
 
 def _limit_of(request: WireRequest, limit: str) -> tuple[str, float | None]:
     """The limit that ran out and its seconds; a system has limits of its own, too: None."""
     if request.deadline is not None and time.monotonic() >= request.deadline - _CLOCK_SLACK:
         limit = "total"
-    return limit, getattr(request.timeout, "connect" if limit == "pool" else limit)
+    field = "connect" if limit in {"pool", "stream"} else limit
+    return limit, getattr(request.timeout, field)
 
 
 def _limit_in(exc: httpx.TimeoutException) -> str:
@@ -372,8 +376,8 @@ def translated(
             return error
         case httpx.LocalProtocolError() if is_full(exc):
             error = TransportError(
-                f"{request.asked}: {exc}: the HTTP/2 connection of the client is full, and streams "
-                "that were left count until their runs end; read them to their end, or use HTTP/1.1"
+                f"{request.asked}: {exc}: the HTTP/2 connection of the client is full; a stream "
+                "that was left counts until its run ends: cancel such runs, or use HTTP/1.1"
             )
             error.was_sent = False
             return error
