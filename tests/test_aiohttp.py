@@ -6,6 +6,7 @@ import asyncio
 import gc
 import importlib
 import json
+import select
 import socket
 import ssl
 import struct
@@ -15,9 +16,9 @@ import threading
 import traceback
 import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Self, TypeAlias
+from typing import Any, TypeAlias
 
 import aiohttp
 import anyio
@@ -382,9 +383,8 @@ async def test_connection_that_aiohttp_makes_elsewhere_is_an_error(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Without our protocol in front, a body would wait for ever: better a loud end."""
-    monkeypatch.setattr(
-        "agentproto._io.transports.aiohttp._Connector.connect", aiohttp.TCPConnector.connect
-    )
+    ours = "agentproto._io.transports.aiohttp._Connector.connect"
+    monkeypatch.setattr(ours, aiohttp.TCPConnector.connect)
     with raw_server(json_answer("{}")) as server:
         async with Transport(LIMITS) as transport:
             with pytest.raises(RuntimeError, match="by another way than its connector"):
@@ -436,7 +436,7 @@ async def test_what_precedes_a_broken_chunk_is_handed_over(
             pieces, error = await asyncio.wait_for(reading, BOUND)
             assert b"".join(pieces) == META + CUSTOM
             assert isinstance(error, httpx.ReadError)
-            assert await pieces_until_error(response) == ([], error)
+            assert (await pieces_until_error(response))[0] == []
             assert await asyncio.to_thread(server.all_closed.wait, SOON)
 
 
@@ -560,7 +560,7 @@ async def test_aborted_connection_ends_at_once(
     *,
     is_reading: bool,
 ) -> None:
-    """Seen: uvloop's sockets refuse shutdown(), and asyncio's do not tell aiohttp."""
+    """Seen: a socket of uvloop refuses shutdown(): what ends a connection is its transport."""
 
     async def script(connection: Connection) -> None:
         await connection.send(start)
@@ -614,47 +614,31 @@ async def test_leaving_ends_the_read_of_another_task() -> None:
                 await asyncio.wait_for(reading, BOUND)
 
 
-class DeafServer:
-    """Accepts one connection, and reads nothing until it is asked how much has come."""
-
-    def __enter__(self) -> Self:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._listener.close()
-
-    def accept(self) -> socket.socket:
-        self._listener.settimeout(BOUND)
-        return self._listener.accept()[0]
-
-
-def received(connection: socket.socket) -> int:
-    """The bytes until the end of the connection."""
-    connection.settimeout(BOUND)
-    count = 0
-    with connection, suppress(ConnectionResetError):
-        while data := connection.recv(2**20):
-            count += len(data)
-    return count
-
-
 @pytest.mark.parametrize("is_cancelled", [True, False])
 async def test_what_is_not_sent_yet_holds_up_no_end(*, is_cancelled: bool) -> None:
     """Seen: a transport of asyncio that is closed waits until all is sent, and so did aclose()."""
-    with DeafServer() as server:
+    with socket.create_server(("127.0.0.1", 0)) as deaf, ExitStack() as accepted:
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}"
         transport = Transport(LIMITS)
-        calling = asyncio.ensure_future(fetch(transport, server.url, content=b"x" * 50_000_000))
-        connection = await asyncio.to_thread(server.accept)
+        calling = asyncio.ensure_future(fetch(transport, url, content=b"x" * 50_000_000))
+        connection, _ = await asyncio.to_thread(deaf.accept)
+        accepted.enter_context(connection)
         assert await asyncio.to_thread(connection.recv, 1)
+        sockets, (body,) = list(transport._sockets), transport._bodies
+        assert body._front is not None
+        sending = body._front.transport
+        async with asyncio.timeout(BOUND):
+            while select.select([], sockets, [], 0)[1] or not sending.get_write_buffer_size():  # noqa: ASYNC110  # at once
+                await asyncio.sleep(0)
         if is_cancelled:
             calling.cancel()
         else:
             await asyncio.wait_for(transport.aclose(), BOUND)
         with pytest.raises(asyncio.CancelledError if is_cancelled else httpx.ReadError):
             await asyncio.wait_for(calling, BOUND)
-        assert await asyncio.to_thread(received, connection) < 25_000_000
+        async with asyncio.timeout(BOUND):
+            while [each.fileno() for each in sockets] != [-1]:  # noqa: ASYNC110  # it is no event
+                await asyncio.sleep(0)
         await transport.aclose()
 
 
@@ -706,32 +690,23 @@ async def test_connection_is_kept_unless_the_server_failed() -> None:
     assert after_one_that_was_whole == b'{"port":%d}' % ports[5]
 
 
-async def test_connection_is_not_shared_before_its_answer_is_known(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """aiohttp keeps it for others as soon as the body is whole, which may be a 500."""
-    from agentproto._io.transports.aiohttp import _Front
+async def kept_alive(connection: Connection) -> None:
+    await connection.send(head(200, content_length="2") + b"{}")
+    await connection.client_closes()
 
-    is_there = asyncio.get_running_loop().create_future()
 
-    def first_wake_another(front: _Front, data: bytes) -> None:
-        if not is_there.done():
-            is_there.set_result(None)
-        receive(front, data)
+async def test_connection_is_not_shared_before_its_server_error_is_read() -> None:
+    """aiohttp gives it to others as soon as the body is whole."""
 
-    receive = _Front.data_received
-    monkeypatch.setattr(_Front, "data_received", first_wake_another)
-    with uvicorn_with(Route("/{status}", answer_with_port)) as url:
+    async def fail(connection: Connection) -> None:
+        await connection.send(head(500, content_length="6") + b"failed")
+        await connection.client_closes()
+
+    with raw_server(fail, kept_alive) as server:
         async with Transport(LIMITS) as transport:
-
-            async def ask_in_between() -> bytes:
-                await is_there
-                return await whole(await fetch(transport, f"{url}/200"))
-
-            between = asyncio.ensure_future(ask_in_between())
-            await asyncio.sleep(0)
-            failed = await whole(await fetch(transport, f"{url}/500"))
-            assert json.loads(failed)["port"] != json.loads(await between)["port"]
+            failed = await fetch(transport, server.url)
+            assert await whole(await fetch(transport, server.url)) == b"{}"
+            assert await whole(failed) == b"failed"
 
 
 async def test_a_server_that_failed_costs_no_further_call() -> None:
@@ -771,9 +746,16 @@ async def test_headers_can_be_added_by_what_instruments_aiohttp(
     assert server.requests[0].headers["x-key"] == "k"
 
 
-async def kept_alive(connection: Connection) -> None:
-    await connection.send(head(200, content_length="2") + b"{}")
-    await connection.client_closes()
+async def test_closed_transport_has_closed_its_sockets(tls: ssl.SSLContext | None) -> None:
+    """Seen on aiohttp 3.12.3: over TLS, close() returned before they were closed."""
+    with raw_server(kept_alive, events(META, hold=True), tls=tls) as server:
+        transport = Transport(LIMITS)
+        kept = await fetch(transport, server.url)
+        left_open = await fetch(transport, server.url)
+        await whole(kept)
+        await anext(body_of(left_open))
+        await transport.aclose()
+        assert [each.fileno() for each in transport._sockets] == [-1, -1]
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
@@ -809,6 +791,32 @@ def test_connections_of_a_loop_that_is_gone_are_discarded(
     # Of a transport that is not closed asyncio says so itself; uvloop says it of all it closes.
     assert [str(each.message) for each in warned if "Unclosed" in str(each.message)] == []
     assert caplog.get_records("call") == []
+
+
+@pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
+def test_what_a_task_of_a_closed_loop_reads_can_be_discarded(
+    new_loop: Callable[[], asyncio.AbstractEventLoop],
+) -> None:
+    """A loop that is closed by hand leaves its tasks as they are."""
+
+    async def begin_to_read(url: str) -> tuple[Transport, httpx.Response, asyncio.Future[bytes]]:
+        transport = Transport(LIMITS)
+        response = await fetch(transport, url)
+        await anext(body_of(response))
+        reading = asyncio.ensure_future(anext(body_of(response)))
+        await asyncio.sleep(0)
+        return transport, response, reading
+
+    with warnings.catch_warnings(), raw_server(events(META, hold=True)) as server:
+        warnings.simplefilter("ignore", ResourceWarning)  # of asyncio and uvloop, as above
+        loop = new_loop()
+        transport, response, reading = loop.run_until_complete(begin_to_read(server.url))
+        loop.close()
+        transport.discard()
+        assert server.all_closed.wait(SOON)
+        asyncio.run(close(response))
+        del transport, response, reading
+        gc.collect()
 
 
 KEY = "s3cret-key"
@@ -923,6 +931,10 @@ async def test_no_error_of_a_header_shows_it() -> None:
     check_shows_no_key(caught.value)
 
 
+async def unhurried(acting: Awaitable[None], _: threading.Event) -> None:
+    await acting
+
+
 async def cancelled(acting: Awaitable[None], is_reached: threading.Event) -> None:
     task = asyncio.ensure_future(acting)
     assert await asyncio.to_thread(is_reached.wait, BOUND)
@@ -968,33 +980,37 @@ async def test_no_end_that_the_caller_wants_shows_a_header(
     check_shows_no_key(caught.value)
 
 
-@pytest.mark.parametrize("end", [asyncio.wait_for, cancelled])
-async def test_error_that_the_caller_handles_keeps_its_traceback(
-    end: Callable[..., Awaitable[object]],
+async def fetch_while_handling(
+    transport: Transport, url: str, handled: list[ValueError], kept: list[object]
 ) -> None:
-    """Python adds it to ours as context."""
+    try:
+        int("no number")
+    except ValueError as exc:
+        handled.append(exc)
+        kept.append(exc.__traceback__)
+        await fetch(transport, url)
+
+
+@pytest.mark.parametrize("how", ["refused", "cut", "cancelled"])
+async def test_error_that_the_caller_handles_keeps_its_traceback(how: str) -> None:
+    """Python adds it to ours as context: at once, or when an error that was thrown in passes."""
     is_reached = threading.Event()
 
     async def script(connection: Connection) -> None:
         is_reached.set()
-        await (silent if end is cancelled else reset_at_once)(connection)
+        await (silent if how == "cancelled" else reset_at_once)(connection)
 
-    async def call(transport: Transport, url: str) -> None:
-        try:
-            int("no number")
-        except ValueError as exc:
-            found.append((exc, exc.__traceback__))
-            await fetch(transport, url)
-
-    found: list[tuple[ValueError, object]] = []
+    handled: list[ValueError] = []
+    kept: list[object] = []
     with raw_server(script) as server:
         async with Transport(LIMITS) as transport:
-            bound = is_reached if end is cancelled else BOUND
-            with pytest.raises((httpx.ReadError, asyncio.CancelledError)) as caught:
-                await end(call(transport, server.url), bound)
-    ((handled, kept),) = found
-    assert handled in chain_of(caught.value)
-    assert handled.__traceback__ is kept is not None
+            url = server.url.replace("http", "ftp") if how == "refused" else server.url
+            calling = fetch_while_handling(transport, url, handled, kept)
+            end = cancelled if how == "cancelled" else unhurried
+            with pytest.raises((httpx.TransportError, asyncio.CancelledError)) as caught:
+                await end(calling, is_reached)
+    assert handled[0] in chain_of(caught.value)
+    assert [handled[0].__traceback__] == kept
 
 
 def test_every_part_of_an_error_loses_its_traceback() -> None:
@@ -1013,15 +1029,26 @@ def test_every_part_of_an_error_loses_its_traceback() -> None:
     group = caught(ExceptionGroup("all", [caught(OSError()), caught(ValueError())]))
     error = caught(RuntimeError(), cause=caught(TypeError(), context=handled), context=group)
     group.__context__ = error
-    assert without_frames(error, handled) is error
+    try:
+        raise handled
+    except KeyError:
+        assert without_frames(error, sys.exception()) is error
     assert {type(each): each.__traceback__ is not None for each in chain_of(error)} == {
         **dict.fromkeys([RuntimeError, TypeError, ExceptionGroup, OSError, ValueError], False),
         KeyError: True,
     }
 
 
-def report_to_sentry(url: str) -> None:
-    """Fail in several ways, and print what the real sentry-sdk would send."""
+REPORTED: list[tuple[Script, Act, Callable[..., Awaitable[None]]]] = [
+    (silent, wait, out_of_time),
+    (half_an_answer, stream, out_of_time),
+    (bad_header, wait, unhurried),
+    (breaking(bad_chunk), stream, unhurried),
+]
+
+
+def report_to_sentry() -> None:
+    """Fail in several ways, and write what the real sentry-sdk would send."""
     sentry: Any = importlib.import_module("sentry_sdk")
 
     class Keeping(sentry.transport.Transport):  # type: ignore[misc]  # any: it may not be installed
@@ -1029,35 +1056,38 @@ def report_to_sentry(url: str) -> None:
             sys.stdout.write(envelope.serialize().decode())
 
     sentry.init("http://key@127.0.0.1:9/1", transport=Keeping, attach_stacktrace=True)
-    asyncio.run(fail_and_report(url, sentry.capture_exception))
+    for script, act, end in REPORTED:
+        with raw_server(script) as server:
+            asyncio.run(fail_and_report(server.url, server.asked, act, end))
+            assert server.requests[0].headers["x-api-key"] == KEY
 
 
-async def fail_and_report(url: str, report: Callable[[BaseException], None]) -> None:
-    for act in (wait, stream, wait, stream):
-        try:
-            async with client_with_key(url) as client, asyncio.timeout(0.3):
-                await act(client)
-        except Exception as error:
-            report(error)
+async def fail_and_report(
+    url: str, is_asked: threading.Event, act: Act, end: Callable[..., Awaitable[None]]
+) -> None:
+    try:
+        async with client_with_key(url) as client:
+            await end(act(client), is_asked)
+    except (AgentProtoError, TimeoutError) as error:
+        importlib.import_module("sentry_sdk").capture_exception(error)
 
 
 def test_sentry_is_sent_no_header() -> None:
     """With its default integrations, it sends the local variables of every frame."""
     pytest.importorskip("sentry_sdk")
-    code = "import sys; from tests.test_aiohttp import *; report_to_sentry(sys.argv.pop())"
-    with raw_server(silent, half_an_answer, bad_header, breaking(bad_chunk)) as server:
-        done = subprocess.run(
-            [sys.executable, "-c", code, server.url],
-            capture_output=True,
-            check=True,
-            cwd=Path(__file__).parents[1],
-            timeout=3 * BOUND,
-        )
+    done = subprocess.run(
+        [sys.executable, "-c", "from tests.test_aiohttp import *; report_to_sentry()"],
+        capture_output=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
+        timeout=6 * BOUND,
+    )
     sent = done.stdout.decode()
-    events = [json.loads(line) for line in sent.splitlines() if '"exception"' in line]
-    reported = [event["exception"]["values"][-1] for event in events]
-    assert [each["type"] for each in reported][:2] == ["TimeoutError", "TimeoutError"]
-    assert len(reported) == 4
-    assert all(frame["vars"] for each in reported for frame in each["stacktrace"]["frames"])
-    assert [request.headers["x-api-key"] for request in server.requests] == [KEY] * 4
+    reports = [json.loads(line) for line in sent.splitlines() if '"exception"' in line]
+    shown = [report["exception"]["values"][-1] for report in reports]
+    assert [each["type"] for each in shown] == [
+        *["TimeoutError"] * 2,
+        *["TransportError", "StreamInterruptedError"],
+    ]
+    assert all(frame["vars"] for each in shown for frame in each["stacktrace"]["frames"])
     assert KEY not in sent

@@ -232,7 +232,7 @@ async def test_each_answer_of_a_connection_is_joined(flavour: Flavour) -> None:
             response = await flavour.call(client.create_and_wait_run)
             assert response.run.status == "success"
         await flavour.close(client)
-        assert server.all_closed.wait(5)
+        assert await asyncio.to_thread(server.all_closed.wait, 5)
         assert len(server.ends) == 1
 
 

@@ -554,7 +554,7 @@ async def test_error_body_is_read_within_bounds_of_time(
         client = flavour.client(server.url, timeout=Timeout(total=60))
         with pytest.raises(ServerError):
             await flavour.call(client.create_and_wait_run)
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
         await flavour.close(client)
 
 
@@ -653,7 +653,7 @@ async def test_endless_1xx_ends_by_idle() -> None:
         async with AsyncRunsClient(server.url, timeout=0.2) as client:
             with pytest.raises(RequestTimeoutError, match=r"timeout\.idle"):
                 await client.create_and_wait_run()
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
 
 
 async def test_sync_total_is_checked_between_reads() -> None:

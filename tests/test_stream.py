@@ -81,7 +81,7 @@ async def test_events_come_typed_and_in_order(flavour: Flavour) -> None:
             END_EVENT,
         ]
         # `end` ends the stream: the server holds the connection, and sees it closed.
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
         assert (stream.run, stream.run_id, stream.ended) == (RunRef("r1"), "r1", "end")
         assert stream.last_event_id == "3"
         assert stream.response.status_code == 200
@@ -248,7 +248,7 @@ async def test_two_tasks_in_one_stream_are_told() -> None:
                 waiting.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await waiting
-            assert server.closed.wait(BOUND)
+            assert await asyncio.to_thread(server.closed.wait, BOUND)
 
 
 async def test_raw_blocks_are_handed_over_as_they_came(flavour: Flavour) -> None:
@@ -401,7 +401,7 @@ async def test_failed_run_raises_after_the_events_before(
         for again in (flavour.take(stream, 1), flavour.call(stream.final)):
             with pytest.raises(RunFailedError) as caught:
                 await again
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
         await flavour.close(client)
     error = caught.value
     assert (error.status, error.error.code, error.run_id, error.last_event_id) == (
@@ -475,7 +475,7 @@ async def test_stalled_stream_is_interrupted_by_the_idle_limit(flavour: Flavour)
         stream = client.create_and_stream_run()
         with pytest.raises(StreamInterruptedError, match=r"timeout\.idle") as caught:
             await flavour.collect(stream)
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
         await flavour.close(client)
     assert isinstance(caught.value.__cause__, RequestTimeoutError)
 
@@ -494,7 +494,7 @@ async def test_total_ends_endless_heartbeats(flavour: Flavour) -> None:
         client = flavour.client(server.url, timeout=Timeout(total=0.3))
         with pytest.raises(RequestTimeoutError, match=r"timeout\.total") as caught:
             await flavour.collect(client.create_and_stream_run())
-        assert server.closed.wait(BOUND)
+        assert await asyncio.to_thread(server.closed.wait, BOUND)
         await flavour.close(client)
     assert (caught.value.limit, caught.value.seconds) == ("total", 0.3)
 
@@ -662,7 +662,7 @@ async def test_break_inside_the_block_closes_the_connection() -> None:
             async with client.create_and_stream_run() as stream:
                 async for _ in stream:
                     break
-            assert server.closed.wait(BOUND)
+            assert await asyncio.to_thread(server.closed.wait, BOUND)
             assert stream.ended == "closed"
             with pytest.raises(RuntimeError, match="closed"):
                 await anext(stream)
@@ -682,7 +682,7 @@ async def test_exception_inside_the_block_closes_the_connection() -> None:
         async with AsyncRunsClient(server.url) as client:
             with pytest.raises(KeyError):
                 await _fail_inside(client)
-            assert server.closed.wait(BOUND)
+            assert await asyncio.to_thread(server.closed.wait, BOUND)
 
 
 async def _never_answers(connection: Connection) -> None:

@@ -68,7 +68,6 @@ class Transport(httpx.AsyncBaseTransport):
         limits: dict[str, float | None] = request.extensions.get("timeout", {})
         body = _Body(limits)
         self._bodies.add(body)
-        handled = sys.exception()  # asked for later, after an error was thrown in, it is not known
         try:
             answer = await self._session.request(
                 request.method,
@@ -100,7 +99,7 @@ class Transport(httpx.AsyncBaseTransport):
             )
         body.abort()
         try:
-            raise without_frames(error, handled)
+            raise without_frames(error, sys.exception())
         finally:
             del error
 
@@ -138,7 +137,7 @@ class Transport(httpx.AsyncBaseTransport):
         with suppress(RuntimeError):  # of the loop, which aiohttp asks to end what still waits
             for _ in self._connector.close().__await__():
                 pass
-        for body in self._bodies:
+        for body in [*self._bodies]:
             body.close()
         for opened in self._sockets:
             opened.close()
@@ -182,9 +181,9 @@ class _Body(httpx.AsyncByteStream):
         self._saved = b""
         self._waiter: asyncio.Future[bool] | None = None
         self._is_aborted = False
-        self._cut: httpx.ReadError | None = None
+        self._broken_by: Exception | None = None
 
-    def is_sent_on(self, front: _Front) -> None:
+    def attach(self, front: _Front) -> None:
         """The request goes out on this connection."""
         self._front = front
 
@@ -195,12 +194,12 @@ class _Body(httpx.AsyncByteStream):
 
     @property
     def is_no_server_error(self) -> bool:
-        """Whether its connection may be used again, once aiohttp says that the body is whole."""
+        """Whether its connection may be used again, once the body is whole."""
         return self._answer is not None and self._answer.status < _SERVER_ERROR
 
     @property
     def _own_front(self) -> _Front | None:
-        """The end of a connection that is there, and that aiohttp may give to no other request."""
+        """Its connection; None once that is gone, or is for other requests as the body is whole."""
         is_whole = self._answer is not None and self._answer.connection is None
         return None if is_whole else self._front
 
@@ -223,16 +222,16 @@ class _Body(httpx.AsyncByteStream):
         return b"" if self._content.exception() else self._content.read_nowait()
 
     def _check(self) -> None:
-        """Raise what has ended the body before its end."""
-        exc = self._content.exception()
-        error = self._cut if exc is None else as_httpx(exc)
+        """Raise what has ended the body too early, if anything has."""
         if self._is_aborted:
-            error = httpx.ReadError("the connection was closed on this side")
-        if error is not None:
-            try:
-                raise without_frames(error, sys.exception())
-            finally:
-                del error, exc
+            raise httpx.ReadError("the connection was closed on this side")
+        exc = self._content.exception()
+        if exc is not None:
+            raise without_frames(as_httpx(exc), sys.exception())
+        if self._broken_by is not None:
+            raise httpx.ReadError(str(self._broken_by)) from self._broken_by
+        if self._front is None and not self._content.at_eof():
+            raise httpx.ReadError("the connection was closed within the body")
 
     async def _arrival(self) -> None:
         """Wait for a byte, or for the end of the connection."""
@@ -268,10 +267,9 @@ class _Body(httpx.AsyncByteStream):
         self._saved = b"".join(pieces)
         is_whole = self._content.at_eof()
         protocol.connection_lost(exc)
-        # Without an error, it is the end of a body that has neither a length nor chunks.
-        if not is_whole and (exc is not None or not self._content.at_eof()):
-            self._cut = httpx.ReadError(str(exc or "the connection was closed within the body"))
-            self._cut.__cause__ = exc
+        if not is_whole:
+            # aiohttp takes a reset, too, for the end of a body with neither a length nor chunks.
+            self._broken_by = exc
         self.wake()
 
     def abort(self) -> None:
@@ -343,7 +341,7 @@ class _Connector(aiohttp.TCPConnector):
             connection = await super().connect(req, *args, **kwargs)
             front = _free_front(connection.transport)
             if front is not None:
-                front.send(self.waiting.pop(req))
+                front.expect(self.waiting.pop(req))
                 return connection
             connection.close()
 
@@ -351,8 +349,7 @@ class _Connector(aiohttp.TCPConnector):
 def _free_front(transport: asyncio.Transport | None) -> _Front | None:
     """The protocol of ours on a connection; None if no request may be sent on it.
 
-    aiohttp says that its last answer is whole, but not what it was: that reader may not have had
-    its turn yet.
+    aiohttp gives a connection away as soon as a body is whole, which nobody may have read yet.
     """
     protocol = None if transport is None else transport.get_protocol()
     if isinstance(protocol, _Front):
@@ -380,11 +377,11 @@ class _Front(asyncio.Protocol):
         self._receive = _JoiningReceive(behind.data_received)
         self.transport = transport
 
-    def send(self, body: _Body) -> None:
-        """A request is sent next, and this is to be the body of its response."""
+    def expect(self, body: _Body) -> None:
+        """A request is sent next, whose response is to have this body."""
         self.body = body
         self._receive.awaits_head = True
-        body.is_sent_on(self)
+        body.attach(self)
 
     def data_received(self, data: bytes) -> None:
         self._receive(data)
