@@ -2,7 +2,8 @@
 
 The first part of the path says what is wanted: `kind-count-chunk`, such as `token-20000-1` (one
 event per HTTP chunk) or `token-20000-16384` (chunks of 16 KiB). `paced-20-4` sends 20 events a
-second for 4 seconds. Run as a process: it prints its port and serves until its input ends.
+second for 4 seconds. `real-20000-1` and `realpaced-20-4` do the same with tokens as `langgraph dev`
+sends them. Run as a process: it prints its port and serves until its input ends.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ import asyncio
 import json
 import sys
 from functools import cache
+from itertools import count as counting
+from pathlib import Path
+from typing import NamedTuple
 
 TOKEN = [
     {"content": "hello ", "type": "AIMessageChunk", "id": "run-1"},
@@ -32,14 +36,48 @@ VALUES = {
 UPDATE = {"model": {"messages": VALUES["messages"][:8], "step": 1}}
 HEAD = (
     b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
-    b"content-location: /threads/t/runs/r\r\ntransfer-encoding: chunked\r\n\r\n"
+    b"content-location: /threads/t/runs/%b\r\ntransfer-encoding: chunked\r\n\r\n"
 )
 WAIT = json.dumps({"run": {"run_id": "r", "status": "success"}, "values": {"n": 1}}).encode()
+RECORDED = Path(__file__).parents[1] / "tests/wire/langgraph_dev/stream_messages-tuple.sse"
+WORDS = b"the of a river and into morning light over which nobody had ever written anything".split()
+GOLDEN = 0.618
+"""Multiples of it spread evenly, however many there are."""
+opened = counting()
+
+
+class Real(NamedTuple):
+    """The events of one stream as `langgraph dev` sent them: about 1,066 bytes, of which 900 are
+    the same in each, and CRLF ends the lines. Only the text differs between the tokens of a stream.
+    """
+
+    run_id: bytes
+    metadata: bytes
+    before: bytes
+    after: bytes
+
+    def token(self, number: int) -> bytes:
+        text = b" %b-%x" % (WORDS[number % len(WORDS)], number)
+        return b"%b%b%b" % (self.before, text, self.after)
+
+
+@cache
+def recorded(stream: int) -> Real:
+    """What was recorded, with ids of a run, a thread and a message that are of this stream only."""
+    recording = RECORDED.read_bytes()
+    for start_of_id in (b"01a20ab3", b"0a205b71"):
+        recording = recording.replace(start_of_id, b"%08x" % (int(start_of_id, 16) + stream))
+    metadata, token, *_ = (event + b"\r\n\r\n" for event in recording.split(b"\r\n\r\n"))
+    run_id = json.loads(metadata.split(b"data: ")[1])["run_id"].encode()
+    before, after = token.split(b"Hello")
+    return Real(run_id, metadata, before, after)
 
 
 def frame(kind: str, number: int) -> bytes:
     """One event of this kind."""
     match kind:
+        case "real":
+            return recorded(0).token(number)
         case "token":
             return b"event: messages\ndata: %b\n\n" % json.dumps(TOKEN).encode()
         case "numbered":
@@ -62,11 +100,9 @@ def frame(kind: str, number: int) -> bytes:
 
 
 def ending(kind: str) -> bytes:
-    return (
-        b"data: [DONE]\n\n"
-        if kind == "completion"
-        else b'event: end\ndata: {"status":"success"}\n\n'
-    )
+    if kind == "completion":
+        return b"data: [DONE]\n\n"
+    return b'event: end\ndata: {"status":"success"}\n\n'
 
 
 def chunk(data: bytes) -> bytes:
@@ -76,7 +112,8 @@ def chunk(data: bytes) -> bytes:
 @cache
 def stream(kind: str, count: int, size: int) -> list[bytes]:
     """The body, in pieces to be written one by one."""
-    frames = [frame(kind, number) for number in range(count)]
+    frames = [recorded(0).metadata] if kind == "real" else []
+    frames += [frame(kind, number) for number in range(count)]
     if size == 1:
         chunks = [chunk(one) for one in [*frames, ending(kind)]]
     else:
@@ -109,22 +146,39 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         writer.write(head % len(WAIT) + WAIT)
         return
     first, second = map(int, numbers.split("-"))
-    writer.write(HEAD)
+    if kind == "realpaced":
+        await paced_real(writer, first, second)
+        return
+    writer.write(HEAD % (recorded(0).run_id if kind == "real" else b"r"))
     if kind in {"paced", "held"}:
-        await paced(writer, kind, first, second)
+        await paced(writer, first, second)
         return
     for piece in stream(kind, first, second):
         writer.write(piece)
         await writer.drain()
 
 
-async def paced(writer: asyncio.StreamWriter, kind: str, rate: int, seconds: int) -> None:
+async def paced(writer: asyncio.StreamWriter, rate: int, seconds: int) -> None:
     token = chunk(frame("token", 0))
     for _ in range(rate * seconds):
         writer.write(token)
         await writer.drain()
         await asyncio.sleep(1 / rate)
     writer.write(chunk(ending("token")) + b"0\r\n\r\n")
+
+
+async def paced_real(writer: asyncio.StreamWriter, rate: int, seconds: int) -> None:
+    """The same by a timetable that no other stream shares: models do not write in step."""
+    stream = next(opened)
+    real = recorded(stream)
+    writer.write(HEAD % real.run_id + chunk(real.metadata))
+    now = asyncio.get_running_loop().time
+    begin = now() + stream * GOLDEN % 1 / rate
+    for number in range(rate * seconds):
+        await asyncio.sleep(begin + number / rate - now())
+        writer.write(chunk(real.token(number)))
+        await writer.drain()
+    writer.write(chunk(ending("real")) + b"0\r\n\r\n")
 
 
 async def main() -> None:
