@@ -8,7 +8,7 @@ help:
 	@echo "make demo   stream a run, answer its question, see it finish (ARGS=\"--base-url URL\" for a server of yours)"
 	@echo "make test   lint, type checks, tests with coverage"
 	@echo "make fuzz   the properties among the tests, a hundred times as long"
-	@echo "make bench  typed events side by side with other clients (ARGS=--quick)"
+	@echo "make bench  typed events side by side with other clients (ARGS=--quick), or with a build before (ARGS=\"--against REV\")"
 	@echo "make e2e    the same calls against real servers; writes the table of the README"
 
 .venv/pyvenv.cfg:

@@ -1,112 +1,32 @@
 """Side by side, interleaved, in one run: ratios of medians. `make bench` runs it.
 
 Absolute figures of a shared machine are noise; what counts is the ratio to the client beside it.
+`--against REV` sets this build beside that of a revision of git instead.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import inspect
 import os
 import platform
-import statistics
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
-from pathlib import Path
-from time import perf_counter
 
-import httpx
+import against
 import inmemory
+import starts
 import streams
+from harness import HERE, Report, medians, probed, server
+from waits import WAITS
 
-from agentproto import AsyncRunsClient, RunsClient
-
-HERE = Path(__file__).parent
 PACKAGES = ["httpx", "httpx-sse", "pydantic", "langgraph-sdk", "openai", "aiohttp"]
-IMPORTS = {
-    "httpx and pydantic": (
-        "import httpx, pydantic\nclass M(pydantic.BaseModel):\n    a: int\nM(a=1)\n"
-    ),
-    "agentproto": "import agentproto\n",
-    "langgraph-sdk": "import langgraph_sdk\n",
-    "agentproto, client ready": "from agentproto import AsyncRunsClient\nAsyncRunsClient(URL)\n",
-    "agentproto, answered": (
-        "import asyncio, agentproto\n"
-        "async def main():\n"
-        "    async with agentproto.AsyncRunsClient(URL) as c: await c.create_and_wait_run()\n"
-        "asyncio.run(main())\n"
-    ),
-    "httpx and pydantic, answered": (
-        "import asyncio, httpx, pydantic\n"
-        "class M(pydantic.BaseModel):\n    values: dict\n"
-        "async def main():\n"
-        "    async with httpx.AsyncClient() as c:\n"
-        "        M.model_validate((await c.post(URL + '/runs/wait', json={})).json())\n"
-        "asyncio.run(main())\n"
-    ),
-}
-
-
-@dataclass
-class Report:
-    """What was measured, line by line, and whether it reaches what it shall."""
-
-    rows: list[str] = field(default_factory=list[str])
-
-    def line(self, case: str, value: float, goal: str, *, form: str = "{:.2f}x") -> None:
-        """`goal` is a bound such as ">= 1.3"."""
-        sign, bound = goal.split()
-        is_met = value >= float(bound) if sign == ">=" else value <= float(bound)
-        unit = form.split("}")[1]
-        row = f"| {case} | {form.format(value)} | {goal}{unit} | {'yes' if is_met else 'no'} |"
-        self.rows.append(row)
-        print(row, flush=True)
-
-    def note(self, case: str, value: float) -> None:
-        """What is measured beside, without a goal."""
-        self.rows.append(f"| {case} | {value:.2f}x | | |")
-        print(self.rows[-1], flush=True)
-
-
-@contextmanager
-def server() -> Iterator[str]:
-    """The base URL of a server in a process of its own."""
-    command = [sys.executable, str(HERE / "server.py")]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    with process:
-        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        process.communicate("")
-
-
-def medians(work: dict[str, Callable[[], float]], rounds: int) -> dict[str, float]:
-    """The median of each, taken in turns."""
-    taken: dict[str, list[float]] = {name: [] for name in work}
-    for _ in range(rounds):
-        for name, measure in work.items():
-            taken[name].append(measure())
-    return {name: statistics.median(each) for name, each in taken.items()}
-
-
-def per_event(client: streams.Client, url: str, count: int) -> Callable[[], float]:
-    def measure() -> float:
-        taken = client(url)
-        seen, seconds = asyncio.run(taken) if inspect.iscoroutine(taken) else taken  # type: ignore[arg-type, misc]
-        assert seen >= count, f"{client.__name__} took {seen} of {count}"
-        return seconds / count * 1e6
-
-    return measure
-
 
 CLIENTS: list[streams.Client] = [
     streams.ours,
     streams.ours_messages,
+    streams.ours_on_client,
     streams.ours_aiohttp,
     streams.ours_aiohttp_messages,
     streams.bare,
@@ -119,20 +39,16 @@ CLIENTS: list[streams.Client] = [
 ]
 
 
+BODIES = {
+    "one event per chunk": ("token", 1),
+    "16 KiB chunks": ("token", 16_384),
+    "real tokens, one per chunk": ("real", 1),
+}
+
+
 def stream_cases(report: Report, url: str, count: int, rounds: int) -> list[str]:
     """The lines of the table about one stream; returns the table of all clients."""
-    by_size: dict[int, dict[str, float]] = {}
-    for size in (1, 16_384):
-        work = {
-            client.__name__: per_event(
-                client,
-                f"{url}/{'completion' if client is streams.openai else 'token'}-{count}-{size}",
-                count,
-            )
-            for client in CLIENTS
-        }
-        by_size[size] = medians(work, rounds)
-    one, many = by_size[1], by_size[16_384]
+    one, many, real = (by_client(url, *body, count, rounds) for body in BODIES.values())
     sdk = "langgraph_sdk"
     for name, label in [("ours", "typed events"), ("ours_messages", "and each `Message` read")]:
         case = f"{label}, one event per chunk, over"
@@ -149,23 +65,37 @@ def stream_cases(report: Report, url: str, count: int, rounds: int) -> list[str]
     by_hand, sync = "sync_by_hand", "sync"
     report.line("sync over by hand, one event per chunk", one[by_hand] / one[sync], ">= 0.9")
     report.line("sync over by hand, 16 KiB chunks", many[by_hand] / many[sync], ">= 0.75")
-    table = ["| client | one event per chunk, us | 16 KiB chunks, us |", "|---|---|---|"]
+    # Lost if the transport joins no chunks: these were 1.0 and 0.8 without, 2.6 and 2.1 with it.
+    case = "real tokens, one per chunk, over"
+    report.line(f"{case} langgraph-sdk", real[sdk] / real["ours"], ">= 1.6")
+    report.line(f"sync, {case} by hand", real[by_hand] / real[sync], ">= 1.3")
+    table = [f"| client | {', us | '.join(BODIES)}, us |", "|---|---|---|---|"]
     for client in CLIENTS:
-        name = (client.__doc__ or "").rstrip(".")
-        table.append(f"| {name} | {one[client.__name__]:.1f} | {many[client.__name__]:.1f} |")
+        label, name = (client.__doc__ or "").rstrip("."), client.__name__
+        cells = [f"{found[name]:.1f}" if name in found else "" for found in (one, many, real)]
+        table.append(f"| {label} | {' | '.join(cells)} |")
     return table
 
 
-def probed(what: str, client: str, url: str, count: int) -> Callable[[], float]:
-    command = [sys.executable, str(HERE / "probe.py"), what, client, url, str(count)]
-    return lambda: float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def by_client(url: str, kind: str, size: int, count: int, rounds: int) -> dict[str, float]:
+    """Microseconds for an event of one stream, by each client that can read its events."""
+    count = count // 4 if kind == "real" else count
+    work: dict[str, Callable[[], float]] = {}
+    for client in CLIENTS:
+        path, events = f"{url}/{kind}-{count}-{size}", count
+        if client is streams.openai:
+            events = count // 4
+            path = f"{url}/completion-{events}-{size}"
+        if client is not streams.openai or kind == "token":
+            work[client.__name__] = partial(streams.microseconds, client, path, events)
+    return medians(work, rounds)
 
 
 def process_cases(report: Report, url: str, *, quick: bool) -> None:
     """The lines of the table that take a process each."""
     names = ["ours", "ours_aiohttp", "langgraph_sdk"]
     paced = f"{url}/paced-20-{2 if quick else 4}"
-    found = medians({n: probed("cpu", n, paced, 200) for n in names}, 1 if quick else 7)
+    found = medians({n: probed("cpu", n, paced, 200) for n in names}, 1 if quick else 5)
     sdk = found["langgraph_sdk"]
     case = "CPU of 200 streams, 20 events/s each, of langgraph-sdk's"
     report.line(f"{case}, with [aiohttp]", found["ours_aiohttp"] / sdk, "<= 0.5")
@@ -208,72 +138,19 @@ def memory_cases(report: Report, rounds: int) -> None:
 
 def wait_cases(report: Report, url: str, rounds: int) -> None:
     """Wait calls on a kept-alive connection."""
-    count, body = 200, {"agent_id": "a", "input": {"n": 1}}
-
-    def sync() -> float:
-        with RunsClient(url) as client:
-            client.create_and_wait_run(**body)  # type: ignore[arg-type]
-            began = perf_counter()
-            for _ in range(count):
-                client.create_and_wait_run(**body)  # type: ignore[arg-type]
-            return perf_counter() - began
-
-    def bare_sync() -> float:
-        with httpx.Client() as client:
-            client.post(f"{url}/runs/wait", json=body)
-            began = perf_counter()
-            for _ in range(count):
-                client.post(f"{url}/runs/wait", json=body).raise_for_status().json()
-            return perf_counter() - began
-
-    async def wait() -> float:
-        async with AsyncRunsClient(url) as client:
-            await client.create_and_wait_run(**body)  # type: ignore[arg-type]
-            began = perf_counter()
-            for _ in range(count):
-                await client.create_and_wait_run(**body)  # type: ignore[arg-type]
-            return perf_counter() - began
-
-    async def bare_wait() -> float:
-        async with httpx.AsyncClient() as client:
-            await client.post(f"{url}/runs/wait", json=body)
-            began = perf_counter()
-            for _ in range(count):
-                (await client.post(f"{url}/runs/wait", json=body)).raise_for_status().json()
-            return perf_counter() - began
-
-    found = medians(
-        {
-            "sync": sync,
-            "bare sync": bare_sync,
-            "async": lambda: asyncio.run(wait()),
-            "bare async": lambda: asyncio.run(bare_wait()),
-        },
-        rounds,
-    )
-    for kind in ("sync", "async"):
+    kinds = ("sync", "async")
+    work = {kind: partial(WAITS[kind], url) for kind in (*kinds, *(f"bare {k}" for k in kinds))}
+    found = medians(work, rounds)
+    for kind in kinds:
         ratio = found[kind] / found[f"bare {kind}"]
         report.line(f"{kind} wait call, time over bare httpx", ratio, "<= 1.1")
 
 
 def import_cases(report: Report, url: str, rounds: int) -> None:
     """Fresh processes; what the interpreter itself takes is taken off."""
-
-    def run(script: str) -> Callable[[], float]:
-        command = [sys.executable, "-c", f"URL = {url!r}\n{script}"]
-        # As installed: what is imported was compiled before.
-        env = {k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"}
-        subprocess.run(command, check=True, env=env)
-
-        def measure() -> float:
-            began = perf_counter()
-            subprocess.run(command, check=True, env=env)
-            return perf_counter() - began
-
-        return measure
-
-    found = medians({"": run(""), **{name: run(s) for name, s in IMPORTS.items()}}, rounds)
-    cost = {name: seconds - found[""] for name, seconds in found.items()}
+    work = {name: starts.started(script, url) for name, script in starts.SCRIPTS.items()}
+    found = medians(work, rounds)
+    cost = {name: seconds - found["nothing"] for name, seconds in found.items()}
     base = cost["httpx and pydantic"]
     case = "over importing httpx and pydantic with one model"
     report.line(f"`import agentproto` {case}", cost["agentproto"] / base, "<= 1.1")
@@ -286,35 +163,53 @@ def import_cases(report: Report, url: str, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds, nothing written")
-    quick = parser.parse_args().quick
-    count, rounds = (4_000, 3) if quick else (20_000, 15)
-    report = Report()
+    parser.add_argument(
+        "--against", metavar="REV", help="only compare with the build of a git revision"
+    )
+    parser.add_argument("--only", default="", help="of that, only the cases that contain this")
+    options = parser.parse_args()
+    rounds = 3 if options.quick else 15
+    if (load := os.getloadavg()[0]) > 0.5:
+        print(f"The load of this machine is {load:.1f}: figures of a busy one are noise.")
     with server() as url:
-        clients = stream_cases(report, url, count, rounds)
-        process_cases(report, url, quick=quick)
-        memory_cases(report, rounds)
-        # These take little time, and vary more.
-        wait_cases(report, url, 2 * rounds)
-        import_cases(report, url, 5 if quick else 2 * rounds)
+        if options.against:
+            against.compare(url, options.against, rounds, options.only)
+        else:
+            measure_all(url, rounds, quick=options.quick)
+
+
+def measure_all(url: str, rounds: int, *, quick: bool) -> None:
+    count = 4_000 if quick else 20_000
+    report = Report()
+    clients = stream_cases(report, url, count, rounds)
+    process_cases(report, url, quick=quick)
+    memory_cases(report, rounds)
+    # These take little time, and vary more.
+    wait_cases(report, url, 2 * rounds)
+    import_cases(report, url, 5 if quick else 2 * rounds)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     python = f"Python {platform.python_version()}, {platform.system()} {platform.machine()}"
+    tables = [
+        "Microseconds per event, of one stream:",
+        "",
+        *clients,
+        "",
+    ]
     lines = [
         "# How fast agentproto is, beside what one would use instead",
         "",
         f"{datetime.now(UTC):%Y-%m-%d}, {python}: agentproto {version('agentproto')}, {versions}.",
-        f"Medians of {rounds} interleaved rounds, streams of {count:,} events of 150 B; the server",
+        f"Medians of {rounds} interleaved rounds, streams of {count:,} events of 150 B. Real",
+        "tokens are those of `langgraph dev`: 1 KB each, of which 900 bytes repeat. The server",
         "is a process of its own on loopback. `make bench` writes this page.",
         "",
         "| case | measured | to reach | reached |",
         "|---|---|---|---|",
         *report.rows,
         "",
-        "Microseconds per event, of one stream:",
-        "",
-        *clients,
-        "",
+        *tables,
     ]
-    print("\n".join(["", *clients]))
+    print("\n".join(["", *tables]))
     if not quick:
         (HERE / "RESULTS.md").write_text("\n".join(lines))
 

@@ -1,12 +1,14 @@
 """Each client as its documentation says: how many events it took, and in how many seconds.
 
 A client is made and has a connection before the clock starts: what is measured is the stream.
+Builds of another time run this file too: private names are imported only where they are used.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from time import perf_counter
 from typing import Any, TypeAlias
 
@@ -14,12 +16,18 @@ import httpx
 import httpx_sse
 
 from agentproto import AsyncRunsClient, MessagesEvent, RunsClient
-from agentproto._events import EventReader
-from agentproto._sse import SSEDecoder
 
 Taken: TypeAlias = tuple[int, float]
-Client: TypeAlias = Callable[[str], Awaitable[Taken] | Taken]
+Client: TypeAlias = Callable[[str], Coroutine[Any, Any, Taken] | Taken]
 TIMEOUT = 60.0
+
+
+def microseconds(client: Client, url: str, count: int) -> float:
+    """The time for an event of one stream of so many."""
+    taken = client(url)
+    seen, seconds = asyncio.run(taken) if isinstance(taken, Coroutine) else taken
+    assert seen >= count, f"{client.__name__} took {seen} of {count}"
+    return seconds / count * 1e6
 
 
 async def _events(client: AsyncRunsClient) -> Taken:
@@ -52,6 +60,15 @@ async def ours_messages(url: str) -> Taken:
     """agentproto, each `Message` looked into."""
     async with AsyncRunsClient(url) as client:
         return await _messages(client)
+
+
+async def ours_on_client(url: str) -> Taken:
+    """agentproto on an httpx client of the caller's."""
+    async with (
+        httpx.AsyncClient(timeout=TIMEOUT) as http_client,
+        AsyncRunsClient(url, http_client=http_client) as client,
+    ):
+        return await _events(client)
 
 
 async def ours_aiohttp(url: str) -> Taken:
@@ -119,6 +136,8 @@ async def with_aiohttp(url: str) -> Taken:
     """aiohttp, the decoder of agentproto, and json."""
     import aiohttp
 
+    from agentproto._sse import SSEDecoder
+
     decoder = SSEDecoder()
     async with aiohttp.ClientSession() as session:
         async with session.post(f"{url}/runs/wait", json={}) as response:
@@ -144,6 +163,9 @@ def sync(url: str) -> Taken:
 
 def sync_by_hand(url: str) -> Taken:
     """by hand over `httpx.Client`, with the decoder and the events of agentproto."""
+    from agentproto._events import EventReader
+    from agentproto._sse import SSEDecoder
+
     decoder, read = SSEDecoder(), EventReader[Any](None).read
     with httpx.Client(timeout=TIMEOUT) as client:
         client.post(f"{url}/runs/wait", json={})
