@@ -9,7 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import subprocess
 from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -18,10 +20,13 @@ import against
 import inmemory
 import starts
 import streams
-from harness import HERE, Report, medians, probed, server
+from harness import HERE, Report, environment, medians, probed, server
 from waits import WAITS
 
-PACKAGES = ["httpx", "httpx-sse", "pydantic", "langgraph-sdk", "openai", "aiohttp"]
+PACKAGES = ["httpx", "httpx-sse", "pydantic", "langgraph-sdk", "openai", "aiohttp", "uvloop"]
+BEFORE = "7f93c2d"
+"""The last build whose connections were made by httpcore's own backend."""
+
 
 CLIENTS: list[streams.Client] = [
     streams.ours,
@@ -89,6 +94,43 @@ def by_client(url: str, kind: str, size: int, count: int, rounds: int) -> dict[s
         if client is not streams.openai or kind == "token":
             work[client.__name__] = partial(streams.microseconds, client, path, events)
     return medians(work, rounds)
+
+
+PACED = {
+    "ours": "agentproto",
+    "ours_aiohttp": "agentproto[aiohttp]",
+    "before": f"agentproto as it was at {BEFORE}",
+    "langgraph_sdk": "langgraph-sdk",
+    "httpx": "httpx `aiter_raw`: bytes that nobody looks at",
+    "socket": "asyncio `StreamReader.read`: bytes of which nobody parses the HTTP either",
+}
+LOOPS = {"asyncio": "<= 0.7", "uvloop": "<= 0.75"}
+"""And what of the CPU of langgraph-sdk ours may take there."""
+
+
+def paced_cases(report: Report, url: str, rounds: int) -> list[str]:
+    """The lines of the table about many paced streams; returns the table of all clients."""
+    path, count = f"{url}/realpaced-20-3", 100
+    work = {
+        (client, loop): probed("token", client, path, count, loop)
+        for client in PACED
+        for loop in LOOPS
+        if client != "before"
+    }
+    with ExitStack() as stack:
+        with suppress(OSError, subprocess.CalledProcessError):  # without git, or its whole history
+            env = environment(stack.enter_context(against.source_of(BEFORE)))
+            # Only under asyncio: under uvloop every stream of that build ended in an error.
+            work["before", "asyncio"] = probed("token", "ours", path, count, env=env)
+        found = medians(work, rounds)
+    case = "CPU of 100 streams, 20 real tokens/s each, of langgraph-sdk's"
+    for loop, goal in LOOPS.items():
+        report.line(f"{case}, {loop}", found["ours", loop] / found["langgraph_sdk", loop], goal)
+    table = [f"| client | {' | '.join(LOOPS)} |", "|---|---|---|"]
+    for client, label in PACED.items():
+        cells = [f"{found[client, loop]:.0f}" if (client, loop) in found else "" for loop in LOOPS]
+        table.append(f"| {label} | {' | '.join(cells)} |")
+    return table
 
 
 def process_cases(report: Report, url: str, *, quick: bool) -> None:
@@ -183,6 +225,7 @@ def measure_all(url: str, rounds: int, *, quick: bool) -> None:
     report = Report()
     clients = stream_cases(report, url, count, rounds)
     process_cases(report, url, quick=quick)
+    paced = paced_cases(report, url, 1 if quick else 7)
     memory_cases(report, rounds)
     # These take little time, and vary more.
     wait_cases(report, url, 2 * rounds)
@@ -193,6 +236,10 @@ def measure_all(url: str, rounds: int, *, quick: bool) -> None:
         "Microseconds per event, of one stream:",
         "",
         *clients,
+        "",
+        "Microseconds of CPU per event, of 100 streams of 20 real tokens a second each:",
+        "",
+        *paced,
         "",
     ]
     lines = [
