@@ -290,7 +290,7 @@ def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
         case _:
             raise TypeError(
                 "auth: expected a pair of user and password, an httpx.Auth or a callable, "
-                f"got {type(auth).__name__}"
+                f"got {_name_of_type(auth)}"
             )
 
 
@@ -327,7 +327,13 @@ def refuse_redirect(response: httpx.Response) -> None:
 def check_kind(name: str, value: object, kind: type) -> None:
     """Refuse what is none of httpx's."""
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name}: expected httpx.{kind.__name__}, got {type(value).__name__}")
+        raise TypeError(f"{name}: expected httpx.{kind.__name__}, got {_name_of_type(value)}")
+
+
+def _name_of_type(value: object) -> str:
+    kind = type(value)
+    is_builtin = kind.__module__ == "builtins"
+    return kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
 
 
 def check_client(http_client: object, kind: type, transport: object) -> None:
