@@ -75,7 +75,7 @@ ROOMS = [
     ["_coding", "_sse", "_json"],
     ["_errors"],
     ["_models"],
-    ["_io.transports", "_io.transports.chunks", "_io.transports.couplings"],
+    ["_io.httpx2", "_io.transports", "_io.transports.chunks", "_io.transports.couplings"],
     ["_settings", "_shapes", "_version"],
 ]
 FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}

@@ -186,9 +186,8 @@ class RunsClient:
             from ._io.blocking import blocking_io
             from ._io.clients import checked_auth, headers_of
 
-            io = blocking_io(
-                transport, http_client, checked_auth(credentials if auth is None else auth)
-            )
+            auth = checked_auth(credentials if auth is None else auth, http_client)
+            io = blocking_io(transport, http_client, auth)
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,

@@ -889,9 +889,8 @@ class AsyncRunsClient(RunCalls):
             from ._io.asynchronous import async_io
             from ._io.clients import checked_auth, headers_of
 
-            io = async_io(
-                transport, http_client, checked_auth(credentials if auth is None else auth)
-            )
+            auth = checked_auth(credentials if auth is None else auth, http_client)
+            io = async_io(transport, http_client, auth)
         settings = call_settings(
             {**headers_of(http_client), **checked_headers(headers)},
             timeout=timeout,

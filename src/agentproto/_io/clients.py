@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import httpx
@@ -30,6 +30,7 @@ from . import (
     members,
 )
 from .failures import as_ours, is_full, redirected
+from .httpx2 import from_httpx2, names_in_httpx2
 from .proxies import mounts_from_environment
 from .transports import LIMITS
 
@@ -74,6 +75,7 @@ class ClientIO(ABC, Generic[C]):
             return self.closed()
         if request.stop.is_set:
             return RuntimeError(STREAM_CLOSED)
+        exc = from_httpx2(exc)
         error = as_ours(exc, request, built, self.mounts)
         if is_full(exc):
             self.name_holders(error)
@@ -172,7 +174,7 @@ class ClientIO(ABC, Generic[C]):
 
     def _build(self, client: C, request: WireRequest, trace: Callable[..., Any]) -> httpx.Request:
         limits = _limits_left(request)
-        timeout = httpx.Timeout(
+        timeout = type(client.timeout)(  # of httpx2, if the client is
             connect=limits.connect, read=limits.idle, write=limits.idle, pool=limits.connect
         )
         if self._is_ours:
@@ -273,25 +275,31 @@ def own_client(
 _made_before: set[type] = set()
 
 
-def checked_auth(auth: AuthTypes | None) -> AuthTypes | None:
-    """What httpx takes as `auth`. No message shows it.
+def checked_auth(auth: AuthTypes | None, http_client: object) -> AuthTypes | None:
+    """What httpx takes as `auth`, or httpx2 if the client is of that. No message shows it.
 
     Raises:
         TypeError: for anything else.
     """
+    is_for_httpx2 = bool(names_in_httpx2(http_client))
+    is_auth = "Auth" in names_in_httpx2(auth) if is_for_httpx2 else isinstance(auth, httpx.Auth)
     match auth:
         case (str() | bytes() as user, str() | bytes() as password):
             # Made once: as a pair it would stand in what others note of each `client.send`.
-            return httpx.BasicAuth(user, password)
-        case None | httpx.Auth():
-            return auth
-        case _ if callable(auth):
+            basic = httpx.BasicAuth(user, password)
+            return partial(_with_credentials, basic) if is_for_httpx2 else basic
+        case _ if auth is None or is_auth or callable(auth):
             return auth
         case _:
+            library = "httpx2" if is_for_httpx2 else "httpx"
             raise TypeError(
-                "auth: expected a pair of user and password, an httpx.Auth or a callable, "
+                f"auth: expected a pair of user and password, an {library}.Auth or a callable, "
                 f"got {_name_of_type(auth)}"
             )
+
+
+def _with_credentials(basic: httpx.BasicAuth, request: httpx.Request) -> httpx.Request:
+    return next(basic.auth_flow(request))
 
 
 def headers_of(http_client: httpx.AsyncClient | httpx.Client | None) -> Mapping[str, str]:
@@ -338,6 +346,7 @@ def _name_of_type(value: object) -> str:
 
 def check_client(http_client: object, kind: type, transport: object) -> None:
     """Refuse what is no client, and one that comes with a transport of ours."""
-    check_kind("http_client", http_client, kind)
+    if kind.__name__ not in names_in_httpx2(http_client):
+        check_kind("http_client", http_client, kind)
     if http_client is not None and transport is not None:
         raise TypeError("transport and http_client: give one of them; the client has a transport")

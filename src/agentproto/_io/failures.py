@@ -27,6 +27,7 @@ from .._settings import Timeout
 from .._shapes import as_list
 from . import WireRequest, late_imports
 from .frames import without_frames
+from .httpx2 import from_httpx2
 from .proxies import proxy_for
 
 TRANSPORT_ERRORS = (
@@ -44,7 +45,7 @@ _BROKEN = frozenset(
 _NAMED_AS_IN_HTTPX = frozenset({"httpcore", "httpcore2", "httpx2"})
 
 
-def is_of_network(exc: BaseException) -> bool:
+def is_of_network(exc: Exception) -> bool:
     """Whether it reports a failure of the network, and no mistake.
 
     Its class decides: an OSError, an error of httpx, or one of a library that transports are made
@@ -52,7 +53,7 @@ def is_of_network(exc: BaseException) -> bool:
     `SocketBlockedError`, a RuntimeError.
     """
     return (
-        isinstance(exc, TRANSPORT_ERRORS)
+        isinstance(from_httpx2(exc), TRANSPORT_ERRORS)
         or _is_of_aiohttp(exc)
         or _httpx_class_for(exc) is not None
         or not _BROKEN.isdisjoint(_names_of(exc))
@@ -269,7 +270,7 @@ def _is_of_a_redirect(exc: Exception) -> bool:
 def _body_of(response: httpx.Response) -> bytes:
     try:
         return response.content
-    except httpx.StreamError:
+    except RuntimeError:  # a StreamError of httpx or httpx2
         return b""
 
 
@@ -510,7 +511,7 @@ def cause_of(exc: Exception, handled: BaseException | None) -> Exception | None:
     """
     without_frames(exc, handled)
     is_secret = (
-        isinstance(exc, httpx.LocalProtocolError)
+        isinstance(from_httpx2(exc), httpx.LocalProtocolError)
         or _is_of_aiohttp(exc)
         or any(_links_named(_WITH_HEADERS, exc))
     )
