@@ -413,9 +413,8 @@ def test_client_of_starlette_for_tests_is_taken() -> None:
         return StreamingResponse(_event_stream(), media_type="text/event-stream")
 
     app = Starlette(routes=[Route("/runs/stream", stream, methods=["POST"])])
-    theirs: Any = TestClient(app)
-    assert httpx2.Client in type(theirs).__mro__
-    with theirs, RunsClient("http://test", http_client=theirs) as client:
+    with TestClient(app) as theirs, RunsClient("http://test", http_client=theirs) as client:
+        assert httpx2.Client in type(theirs).__mro__
         assert [event.id for event in client.create_and_stream_run()] == IDS
 
 
@@ -490,6 +489,14 @@ def test_refusal_names_the_module(kind: type, arguments: dict[str, Any], message
     with pytest.raises(TypeError) as caught:
         kind("http://x", **arguments)
     assert str(caught.value) == message
+
+
+def typed(client: httpx2.Client, async_client: httpx2.AsyncClient) -> None:
+    """Read by mypy, not run: what users' type checkers see."""
+    RunsClient(http_client=client, auth=httpx2.BasicAuth("user", "password"))
+    AsyncRunsClient(http_client=async_client, auth=_bearer)
+    RunsClient(http_client=async_client)  # type: ignore[arg-type]  # it is async
+    AsyncRunsClient(http_client=client)  # type: ignore[arg-type]  # it is sync
 
 
 def test_it_is_not_imported_by_this_package() -> None:

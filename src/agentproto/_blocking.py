@@ -29,7 +29,7 @@ from ._client import (
     as_httpx_sse,
     call_settings,
 )
-from ._io import AuthTypes, late_imports
+from ._io import AuthTypes, HTTPClient, late_imports
 from ._models import (
     Run,
     RunCreate,
@@ -179,7 +179,7 @@ class RunsClient:
         max_event_bytes: int = MAX_BYTES,
         max_response_bytes: int = MAX_BYTES,
         transport: httpx.BaseTransport | None = None,
-        http_client: httpx.Client | None = None,
+        http_client: HTTPClient | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         with late_imports:

@@ -27,7 +27,7 @@ from pydantic import BaseModel, ValidationError
 
 from ._dialects import Dialect
 from ._events import first_problem
-from ._io import AuthTypes, late_imports
+from ._io import AsyncHTTPClient, AuthTypes, late_imports
 from ._models import (
     Command,
     Interrupt,
@@ -881,7 +881,7 @@ class AsyncRunsClient(RunCalls):
         max_event_bytes: int = MAX_BYTES,
         max_response_bytes: int = MAX_BYTES,
         transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None = None,
-        http_client: httpx.AsyncClient | None = None,
+        http_client: AsyncHTTPClient | None = None,
     ) -> None:
         url, credentials = split_base_url(base_url)
         with late_imports:

@@ -15,7 +15,15 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Mapping,
+    Sequence,
+)
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -57,9 +65,36 @@ T = TypeVar("T")
 Work: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 """What is still to be done, once."""
 
-AuthTypes: TypeAlias = (
-    tuple[str | bytes, str | bytes] | Callable[[httpx.Request], httpx.Request] | httpx.Auth
-)
+
+class Auth(Protocol):
+    """An auth of httpx or of httpx2, as type checkers see it."""
+
+    def auth_flow(self, request: Any, /) -> Generator[Any, Any, None]: ...
+
+
+class HTTPClient(Protocol):
+    """A sync client of httpx or of httpx2, as type checkers see it."""
+
+    def build_request(
+        self, method: str, url: str, *, content: Any, headers: Any, timeout: Any
+    ) -> Any: ...
+    def send(self, request: Any, *, stream: bool, auth: Any, follow_redirects: bool) -> Any: ...
+    def close(self) -> None: ...
+
+
+class AsyncHTTPClient(Protocol):
+    """An async client of httpx or of httpx2, as type checkers see it."""
+
+    def build_request(
+        self, method: str, url: str, *, content: Any, headers: Any, timeout: Any
+    ) -> Any: ...
+    async def send(
+        self, request: Any, *, stream: bool, auth: Any, follow_redirects: bool
+    ) -> Any: ...
+    async def aclose(self) -> None: ...
+
+
+AuthTypes: TypeAlias = tuple[str | bytes, str | bytes] | Callable[[Any], Any] | Auth
 
 
 class Connection(Protocol):

@@ -26,6 +26,7 @@ from anyio.lowlevel import RunVar, checkpoint
 from .._errors import RequestTimeoutError
 from . import (
     LEAVE_SECONDS,
+    AsyncHTTPClient,
     AuthTypes,
     Exchange,
     WireRequest,
@@ -376,14 +377,15 @@ async def _done(work: Work) -> None:
 
 def async_io(
     transport: httpx.AsyncBaseTransport | Literal["aiohttp"] | None,
-    http_client: httpx.AsyncClient | None,
+    http_client: AsyncHTTPClient | None,
     auth: AuthTypes | None,
 ) -> AsyncIO:
     """A port over a client of our own, or over the caller's."""
     make_transport = _maker_of(transport)
     check_client(http_client, httpx.AsyncClient, transport)
     if http_client is not None:
-        return AsyncIO(lambda _: http_client, auth, is_ours=False)
+        theirs = cast("httpx.AsyncClient", http_client)  # one of httpx2 has what is used of it
+        return AsyncIO(lambda _: theirs, auth, is_ours=False)
     own = _OwnClients(make_transport, auth)
     io = AsyncIO(own.make, auth, is_ours=True, discard=own.discard)
     io.follows_environment = transport is None

@@ -13,7 +13,17 @@ from typing import TYPE_CHECKING, Any, cast
 
 import httpx
 
-from . import LEAVE_SECONDS, AuthTypes, Exchange, WireRequest, Work, forks, members, sending
+from . import (
+    LEAVE_SECONDS,
+    AuthTypes,
+    Exchange,
+    HTTPClient,
+    WireRequest,
+    Work,
+    forks,
+    members,
+    sending,
+)
 from .clients import (
     ClientIO,
     Mounts,
@@ -188,7 +198,7 @@ def _begun(work: Work) -> threading.Event:
 
 def blocking_io(
     transport: httpx.BaseTransport | str | None,
-    http_client: httpx.Client | None,
+    http_client: HTTPClient | None,
     auth: AuthTypes | None,
 ) -> BlockingIO:
     """A port over a client of our own, or over the caller's."""
@@ -197,7 +207,8 @@ def blocking_io(
     check_kind("transport", transport, httpx.BaseTransport)
     check_client(http_client, httpx.Client, transport)
     if http_client is not None:
-        return BlockingIO(lambda _: http_client, auth, is_ours=False)
+        theirs = cast("httpx.Client", http_client)  # one of httpx2 has what is used of it
+        return BlockingIO(lambda _: theirs, auth, is_ours=False)
 
     def make(mounts: Mounts) -> httpx.Client:
         client, _ = own_client(

@@ -302,7 +302,7 @@ def _with_credentials(basic: httpx.BasicAuth, request: httpx.Request) -> httpx.R
     return next(basic.auth_flow(request))
 
 
-def headers_of(http_client: httpx.AsyncClient | httpx.Client | None) -> Mapping[str, str]:
+def headers_of(http_client: Any) -> Mapping[str, str]:
     """Headers that the caller's own client adds, less what httpx puts there by itself."""
     if http_client is None:
         return {}
