@@ -73,7 +73,7 @@ class AsyncOver(Async):
 
     async def close(self, closable: Any) -> None:
         """Close the client, and then the caller's."""
-        theirs = closable._session.io._make()
+        theirs = closable._session.io._make({})
         await closable.aclose()
         assert not theirs.is_closed
         await theirs.aclose()
@@ -91,7 +91,7 @@ class BlockingOver(Blocking):
 
     async def close(self, closable: Any) -> None:
         """Close the client, and then the caller's."""
-        theirs = closable._session.io._make()
+        theirs = closable._session.io._make({})
         await asyncio.to_thread(closable.close)
         assert not theirs.is_closed
         await asyncio.to_thread(theirs.close)
