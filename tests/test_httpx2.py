@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import anyio
+import httpcore
 import httpx
 import httpx2
 import pytest
@@ -33,6 +34,7 @@ from agentproto import (
     TransportError,
 )
 from agentproto._io.httpx2 import from_httpx2
+from agentproto._io.transports.couplings import put_pool
 
 from .both import Async, Blocking, Flavour
 from .faults import (
@@ -489,6 +491,49 @@ def test_refusal_names_the_module(kind: type, arguments: dict[str, Any], message
     with pytest.raises(TypeError) as caught:
         kind("http://x", **arguments)
     assert str(caught.value) == message
+
+
+IN_THE_PLACE_OF_HTTPX = {
+    "alias_httpx": "httpx2.alias_httpx()",
+    "by hand": "sys.modules['httpx'] = httpx2",  # as alias_httpx of 2.9.0: httpcore stays
+}
+
+
+@pytest.mark.parametrize("alias", IN_THE_PLACE_OF_HTTPX.values(), ids=IN_THE_PLACE_OF_HTTPX)
+def test_our_connections_stand_over_the_httpcore_of_httpx(alias: str) -> None:
+    """An httpcore that httpx2 does not know would let its errors out as they are."""
+    script = f"""
+import asyncio, sys, httpx2
+{alias}
+from agentproto import AsyncRunsClient, RunsClient, TransportError
+
+async def main(url):
+    async with AsyncRunsClient(url, retry=None, rejoin=False) as client:
+        print((await client.create_and_wait_run()).values["n"])
+        try:
+            await client.create_and_wait_run()
+        except TransportError as exc:
+            print(type(exc.__cause__).__module__, type(exc.__cause__.__cause__).__module__)
+    with RunsClient(url, retry=None, rejoin=False) as client:
+        print(client.create_and_wait_run().values["n"])
+        try:
+            client.create_and_wait_run()
+        except TransportError as exc:
+            print(type(exc.__cause__).__module__, type(exc.__cause__.__cause__).__module__)
+
+asyncio.run(main(sys.argv[1]))
+"""
+    with raw_server(good(), garbage, good(), garbage) as server:
+        arguments = [sys.executable, "-W", "error", "-c", script, server.url]
+        done = subprocess.run(arguments, capture_output=True, text=True, timeout=BOUND)
+    assert (done.stdout, done.stderr) == ("4\nhttpx2 httpcore2\n" * 2, "")
+
+
+def test_pool_over_another_httpcore_is_refused() -> None:
+    """What stands in the place of httpx might be a third library."""
+    transport: Any = httpx2.HTTPTransport(verify=PLAIN)
+    with pytest.raises(RuntimeError, match="httpx stands over httpcore2 here"):
+        put_pool(transport, httpcore.ConnectionPool())
 
 
 def typed(client: httpx2.Client, async_client: httpx2.AsyncClient) -> None:

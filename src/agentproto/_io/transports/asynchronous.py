@@ -12,7 +12,6 @@ from itertools import chain, zip_longest
 from typing import Any, TypeAlias
 
 import anyio
-import httpcore
 import httpx
 
 from .. import running_loop, shut_down
@@ -20,7 +19,7 @@ from . import LIMITS, shared_ssl_context
 from .asyncio_stream import AsyncioStream, receive_buffer
 from .chunks import AnswerJoiner
 from .couplings import put_pool
-from .pooled import note_sending, pool_options
+from .pooled import httpcore, note_sending, pool_options
 
 NEXT_ATTEMPT_SECONDS = 0.25
 """Seconds after which the next address of a host is tried beside the ones before (RFC 8305)."""

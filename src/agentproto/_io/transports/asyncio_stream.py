@@ -16,11 +16,9 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast
 
-import httpcore
-
 from .. import running_loop
 from .chunks import AnswerJoiner
-from .pooled import note_sending
+from .pooled import httpcore, note_sending
 
 BUFFER_BYTES = 2**18
 """Bytes that are received at once, at most."""

@@ -6,14 +6,13 @@ import ssl
 from collections.abc import Iterable
 from typing import Any
 
-import httpcore
 import httpx
 
 from .. import shut_down
 from . import LIMITS, shared_ssl_context
 from .chunks import AnswerJoiner
 from .couplings import put_pool
-from .pooled import note_sending, pool_options
+from .pooled import httpcore, note_sending, pool_options
 
 
 class BlockingTransport(httpx.HTTPTransport):

@@ -3,9 +3,9 @@
 | what | seen on | lost, it is heard by |
 |---|---|---|
 | `_pool` of httpx's transports is the httpcore pool that they send through | httpx 0.28.1 | \
-`test_couplings.py` |
+`test_transports.py` |
 | httpcore looks up the read timeout of a body in the extensions of its request when the reading \
-begins | httpcore 1.0.9 | `test_couplings.py` |
+begins | httpcore 1.0.9 | `test_transports.py` |
 """
 
 from __future__ import annotations
@@ -17,8 +17,12 @@ import httpx
 
 def put_pool(transport: httpx.AsyncHTTPTransport | httpx.HTTPTransport, pool: Any) -> None:
     """Let a transport of httpx send through this pool."""
-    if not hasattr(transport, "_pool"):
+    known = getattr(transport, "_pool", None)
+    if known is None:
         raise RuntimeError(f"httpx {httpx.__version__} keeps its pool elsewhere; please report it")
+    core = type(known).__module__.partition(".")[0]
+    if type(pool).__module__.partition(".")[0] != core:  # its errors would come out as they are
+        raise RuntimeError(f"{httpx.__name__} stands over {core} here; please report it")
     transport._pool = pool  # the first line of the table
 
 

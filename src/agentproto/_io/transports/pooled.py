@@ -7,13 +7,20 @@ and OpenTelemetry put something in the place of.
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
-import httpcore
 import httpx
 
 from .. import Connection, sending
 from . import LIMITS
+
+if TYPE_CHECKING:
+    import httpcore as httpcore
+else:
+    # Where a program has put httpx2 in the place of httpx, its transports know the errors of
+    # httpcore2 alone: those of httpcore would come out as they are.
+    httpcore = import_module("httpcore2" if httpx.__name__ == "httpx2" else "httpcore")
 
 
 def pool_options(context: ssl.SSLContext, proxy: httpx.Proxy | None) -> dict[str, Any]:
