@@ -748,14 +748,12 @@ async def test_headers_can_be_added_by_what_instruments_aiohttp(
 
 async def test_closed_transport_has_closed_its_sockets(tls: ssl.SSLContext | None) -> None:
     """Seen on aiohttp 3.12.3: over TLS, close() returned before they were closed."""
-    with raw_server(kept_alive, events(META, hold=True), tls=tls) as server:
-        transport = Transport(LIMITS)
-        kept = await fetch(transport, server.url)
-        left_open = await fetch(transport, server.url)
-        await whole(kept)
-        await anext(body_of(left_open))
-        await transport.aclose()
-        assert [each.fileno() for each in transport._sockets] == [-1, -1]
+    with raw_server(events(META, hold=True), kept_alive, tls=tls) as server:
+        async with Transport(LIMITS) as transport:
+            await anext(body_of(await fetch(transport, server.url)))
+            await whole(await fetch(transport, server.url))
+            sockets = list(transport._sockets)
+        assert [each.fileno() for each in sockets] == [-1, -1]
 
 
 @pytest.mark.parametrize("new_loop", LOOPS.values(), ids=LOOPS)
