@@ -14,7 +14,6 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
-from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeAlias
 from urllib.parse import urlsplit
@@ -191,10 +190,16 @@ class Http2Server:
         for connection in list(self.connections):
             connection.transport.abort()
 
-    async def sends(self, run_id: str, *pieces: bytes) -> None:
+    async def sends(self, run_id: str, *pieces: bytes, is_over: bool = False) -> None:
         """Let a run go on with this."""
-        sent = partial(self.runs[run_id].send, *pieces)
-        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(_called(sent), self._loop))
+        sent = _sent(self.runs[run_id], pieces, is_over=is_over)
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(sent, self._loop))
+
+    def answer_the_silent(self) -> None:
+        """Answer each cancel that got no answer."""
+        for call in self.calls:
+            if _asked(call) == "cancel":
+                self._loop.call_soon_threadsafe(call.answer)
 
     def note(self, what: str) -> None:
         with self._changed:
@@ -216,7 +221,12 @@ class Http2Server:
             with self._changed:
                 return self._changed.wait_for(lambda: self.heard.count(what) >= times, seconds)
 
-        return await asyncio.to_thread(wait)
+        return await anyio.to_thread.run_sync(wait)
+
+    @property
+    def asked(self) -> list[str]:
+        """The requests."""
+        return [f"{call.method} {call.path}" for call in self.calls]
 
     @property
     def cancelled(self) -> list[str]:
@@ -224,8 +234,10 @@ class Http2Server:
         return [call.path.split("/")[-2] for call in self.calls if _asked(call) == "cancel"]
 
 
-async def _called(function: Callable[[], None]) -> None:
-    function()
+async def _sent(call: Call, pieces: tuple[bytes, ...], *, is_over: bool) -> None:
+    call.send(*pieces)
+    if is_over:
+        call.end()
 
 
 async def _played(script: Script, call: Call) -> None:
@@ -351,7 +363,7 @@ async def connected(flavour: Flavour, server: Http2Server, **arguments: Any) -> 
 
 
 async def _has_answer(client: Any) -> None:
-    while not client._session.io.shared():
+    while not client._session.io.shared():  # noqa: ASYNC110  # nothing says when
         await asyncio.sleep(0)
 
 
@@ -385,10 +397,13 @@ async def at_the_end_of_the_block(client: Any) -> None:
 
 
 async def by_an_exception_in_the_block(client: Any) -> None:
-    with pytest.raises(KeyError):
+    async def fail() -> None:
         async with client.create_and_stream_run() as stream:
             await anext(stream)
             raise KeyError
+
+    with pytest.raises(KeyError):
+        await fail()
 
 
 async def by_a_cancelled_task(client: Any) -> None:
@@ -409,17 +424,13 @@ async def by_a_task_cancelled_twice(client: Any) -> None:
 
 
 async def by_a_limit_of_asyncio(client: Any) -> None:
-    has_begun = asyncio.Event()
-    with pytest.raises(TimeoutError):
+    async def read() -> None:
         async with asyncio.timeout(BOUND) as limit:
-            reading = asyncio.create_task(_soon(limit, has_begun))
-            await _read(client.create_and_stream_run(), has_begun)
-    await reading
+            async for _ in client.create_and_stream_run():
+                limit.reschedule(asyncio.get_running_loop().time())
 
-
-async def _soon(limit: asyncio.Timeout, has_begun: asyncio.Event) -> None:
-    await has_begun.wait()
-    limit.reschedule(asyncio.get_running_loop().time())
+    with pytest.raises(TimeoutError):
+        await read()
 
 
 async def by_a_limit_of_anyio(client: Any) -> None:
@@ -514,9 +525,13 @@ def at_the_end_of_the_block_sync(client: Any) -> None:
 
 
 def by_an_exception_in_the_block_sync(client: Any) -> None:
-    with pytest.raises(KeyError), client.create_and_stream_run() as stream:
-        next(stream)
-        raise KeyError
+    def fail() -> None:
+        with client.create_and_stream_run() as stream:
+            next(stream)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
 
 
 def by_the_total_limit_sync(client: Any) -> None:
@@ -615,10 +630,11 @@ async def test_run_that_has_ended_is_not_cancelled(
     """FAULTS, Matrix: the run must not have ended."""
     with Http2Server({"stream": script, "get": run_that_is(status="success")}) as server:
         async with connected(http2, server) as client:
-            async with http2.entered(client.create_and_stream_run()) as stream:
-                await http2.take(stream, count)
-                if count > 1:
-                    assert await http2.collect(stream) == []
+            stream = client.create_and_stream_run()
+            await http2.take(stream, count)
+            if count > 1:
+                assert await http2.collect(stream) == []
+            await http2.close(stream)
         assert server.cancelled == []
 
 
@@ -636,8 +652,9 @@ async def test_run_that_was_joined_is_not_cancelled(http2: Flavour) -> None:
     """FAULTS, Matrix: leaving `stream_run` does not cancel a run."""
     with Http2Server() as server:
         async with connected(http2, server) as client:
-            async with http2.entered(client.stream_run("r1")) as stream:
-                await http2.take(stream, 1)
+            stream = client.stream_run("r1")
+            await http2.take(stream, 1)
+            await http2.close(stream)
         assert server.heard == ["GET /runs/r1/stream", "connection closed"]
 
 
@@ -656,18 +673,18 @@ async def test_stream_that_is_collected_cancels_nothing(http2: Flavour) -> None:
     """FAULTS, Matrix: nothing in `__del__`, and nothing later for it."""
 
     async def drop(client: Any) -> None:
-        stream = client.create_and_stream_run()
-        await anext(stream)
+        await anext(client.create_and_stream_run())
+        gc.collect()
 
     def drop_sync(client: Any) -> None:
         next(client.create_and_stream_run())
+        gc.collect()
 
     with Http2Server() as server:
         async with connected(http2, server) as client:
             for _ in range(2):
                 with pytest.warns(ResourceWarning, match="was not closed"):
                     await http2.call(drop if isinstance(http2, Async) else drop_sync, client)
-                    gc.collect()
         assert server.heard == ["POST /runs/stream"] * 2 + ["connection closed"]
 
 
@@ -730,7 +747,7 @@ async def test_run_that_is_updated_is_looked_at_before_it_is_cancelled(
                     )
         looked = [f"POST /runs/r7/{call}", "GET /runs/r7"]
         cancels = ["POST /runs/r7/cancel"] * is_cancelled
-        assert server.heard == [*looked, *cancels, "connection closed"]
+        assert server.asked == [*looked, *cancels]
     assert not caplog.records
 
 
@@ -758,7 +775,7 @@ async def test_wait_whose_client_is_closed_cancels_its_run(http2: Flavour) -> No
             await asyncio.wait_for(_has_answer(client), BOUND)
             await http2.close(client)
             expected = (RuntimeError, ProtocolError)
-            with pytest.raises(expected, match="client was closed|JSON object with run"):
+            with pytest.raises(expected, match=r"client was closed|JSON object with run"):
                 await task
         assert server.cancelled == ["r1"]
 
@@ -865,6 +882,7 @@ async def test_cancel_without_an_answer_ends_no_other_stream(http2: Flavour) -> 
             assert [event.event for event in await reading] == ["values"]
             assert [event.event for event in await http2.collect(read)] == ["end"]
             assert [event.event for event in await http2.collect(idle)] == ["values", "end"]
+            server.answer_the_silent()  # sync, a thread waits for it
         assert server.cancelled == ["r1"]
 
 
@@ -882,7 +900,7 @@ async def test_stream_that_has_ended_ends_no_other_stream(http2: Flavour) -> Non
         assert server.cancelled == []
 
 
-async def test_hundred_streams_are_left_at_once(http2: Flavour) -> None:
+async def test_many_streams_are_left_at_once(http2: Flavour) -> None:
     """The client is closed while many runs are open, and no cancel is answered."""
     with Http2Server({"cancel": silent}) as server:
         async with connected(http2, server) as client:
@@ -912,3 +930,251 @@ async def test_client_that_is_closed_waits_for_what_is_being_cancelled(http2: Fl
             server._loop.call_soon_threadsafe(may_answer.set)
             await asyncio.wait_for(asyncio.gather(leaving, closing), BOUND)
         assert server.cancelled == ["r1"]
+
+
+QUICK = Timeout(connect=0.3)
+
+
+async def _fill(flavour: Flavour, client: Any, count: int, **create: Any) -> list[Any]:
+    """Streams that are open."""
+    streams = [client.create_and_stream_run(**create) for _ in range(count)]
+    for stream in streams:
+        await flavour.take(stream, 1)
+    return streams
+
+
+async def test_client_that_is_full_of_streams_that_were_left_names_their_runs(
+    http2: Flavour,
+) -> None:
+    """Seen on httpcore 1.0.9 and h2 4.4.1: with 100 streams left, every call fails for ever."""
+    with Http2Server() as server:
+        async with connected(http2, server, retry=None) as client:
+            for _ in range(100):
+                await _leave(http2, client, on_disconnect="continue")
+            with pytest.raises(TransportError) as caught:
+                await http2.call(client.get_run, "r1")
+        assert server.cancelled == []
+    named = ", ".join(f"r{n + 1}" for n in range(10))
+    assert str(caught.value) == (
+        "GET /runs/r1: Max outbound streams is 100, 100 open: the HTTP/2 connection of the client "
+        "is full; a stream that was left counts until its run ends: cancel such runs, or use "
+        f"HTTP/1.1; left before the end: the streams of {named}, 90 more"
+    )
+    assert not caught.value.was_sent
+
+
+async def test_client_does_not_fill_with_streams_whose_runs_were_cancelled(http2: Flavour) -> None:
+    """A server ends the stream of a run that is cancelled."""
+    with Http2Server(max_streams=3) as server:
+        async with connected(http2, server) as client:
+            for _ in range(10):
+                await _leave(http2, client)
+            assert (await http2.call(client.get_run, "r1")).status == "running"
+            assert not client._session.io.left
+        assert server.cancelled == [f"r{n + 1}" for n in range(10)]
+
+
+@pytest.mark.parametrize(("max_streams", "most"), [(3, 3), (None, 1)])
+async def test_client_that_is_full_of_open_streams_names_their_runs(
+    max_streams: int | None, most: int
+) -> None:
+    """Seen on httpcore 1.0.9: a call waits for ever where a server takes no more streams.
+
+    Of a server that gives no limit, it takes one at a time.
+    """
+    with Http2Server(max_streams=max_streams) as server:
+        async with connected(Async(), server, retry=None, timeout=QUICK) as client:
+            streams = await _fill(Async(), client, most)
+            with pytest.raises(RequestTimeoutError) as caught:
+                await client.get_run("r1")
+            assert (caught.value.limit, caught.value.was_sent) == ("pool", False)
+            start, _, named = str(caught.value).partition("; open here: the streams of ")
+            assert start == (
+                "GET /runs/r1: no free stream within 0.3 s (timeout.connect) on the HTTP/2 "
+                "connection of the client: close streams that are done, or use HTTP/1.1"
+            )
+            assert sorted(named.split(", ")) == [f"r{n + 1}" for n in range(most)]
+            await server.sends("r1", END, is_over=True)
+            assert [event.event for event in await Async().collect(streams[0])] == ["end"]
+            assert (await client.get_run("r1")).status == "running"
+
+
+class Token(httpx.Auth):
+    """Any auth but a plain one may take its time before the request."""
+
+
+@pytest.mark.parametrize(
+    ("limits", "limit"),
+    [(Timeout(idle=0.2), "idle"), (Timeout(idle=0.2, total=0.3), "total")],
+    ids=["silence", "total"],
+)
+async def test_limit_of_a_call_that_waits_for_a_stream_names_the_runs(
+    limits: Timeout, limit: str
+) -> None:
+    """The same where another limit ends it first."""
+    with Http2Server(max_streams=1) as server:
+        async with connected(Async(), server, retry=None, auth=Token()) as client:
+            (stream,) = await _fill(Async(), client, 1)
+            with pytest.raises(RequestTimeoutError, match=f"timeout.{limit}.*streams of r1$"):
+                await client.get_run("r1", timeout=limits)
+            await stream.aclose()
+        assert server.cancelled == ["r1"]
+
+
+async def test_limit_of_a_call_that_was_sent_names_no_runs() -> None:
+    """Its answer is late: no stream of another call is to blame."""
+    with Http2Server({"get": silent}) as server:
+        async with connected(Async(), server, retry=None) as client:
+            await _fill(Async(), client, 1)
+            with pytest.raises(RequestTimeoutError) as caught:
+                await client.get_run("r1", timeout=Timeout(connect=0.2, total=0.5))
+        assert "streams of" not in str(caught.value)
+        assert caught.value.limit == "total"
+
+
+async def test_thread_waits_for_a_stream_until_another_one_is_left() -> None:
+    """Seen on httpcore 1.0.9: nothing can end the wait of a thread, also no limit of the call."""
+    with Http2Server(max_streams=1) as server:
+        async with connected(Blocking(), server) as client:
+            (stream,) = await _fill(Blocking(), client, 1, on_disconnect="continue")
+            limits = Timeout(connect=0.1, idle=0.1, total=0.1)
+            task = asyncio.create_task(Blocking().call(client.get_run, "r1", timeout=limits))
+            await asyncio.wait([task], timeout=0.5)
+            assert not task.done()
+            await Blocking().close(stream)
+            with pytest.raises(TransportError):
+                await asyncio.wait_for(task, BOUND)
+
+
+async def test_full_pool_of_http_1_names_the_run_that_holds_it(http2: Flavour) -> None:
+    """FAULTS: typed, before a byte was sent."""
+    kind = httpx.AsyncClient if isinstance(http2, Async) else httpx.Client
+    theirs = kind(limits=httpx.Limits(max_connections=1))
+    named = block("metadata", {"run_id": "r1"}, "1")
+    with raw_server(events(named, hold=True)) as server:
+        client = http2.client(server.url, http_client=theirs, retry=None, timeout=QUICK)
+        (stream,) = await _fill(http2, client, 1)
+        with pytest.raises(RequestTimeoutError) as caught:
+            await http2.call(client.get_run, "r1")
+        assert str(caught.value).endswith("; open here: the streams of r1")
+        assert (caught.value.limit, caught.value.was_sent) == ("pool", False)
+        await http2.close(stream)
+        await http2.close(client)
+        await (theirs.aclose() if isinstance(theirs, httpx.AsyncClient) else _closed(theirs))
+    assert len(server.requests) == 1
+
+
+async def test_streams_whose_runs_are_not_known_are_counted(http2: Flavour) -> None:
+    """A server need not name its runs."""
+    with Http2Server({"stream": nameless}, max_streams=2) as server:
+        async with connected(http2, server, retry=None) as client:
+            await _leave(http2, client)
+            await _leave(http2, client)
+            with pytest.raises(TransportError, match=r"streams of 2 whose run is not known$"):
+                await http2.call(client.get_run, "r1")
+
+
+@pytest.mark.parametrize("is_async", [True, False], ids=["async", "sync"])
+async def test_transport_of_the_callers_own_is_left_in_the_same_way(is_async: bool) -> None:
+    """HTTP/2 comes with `transport=`, too; then the connections are closed with our client."""
+    flavour: Flavour = Async() if is_async else Blocking()
+    kind = httpx.AsyncHTTPTransport if is_async else httpx.HTTPTransport
+    with Http2Server(max_streams=2) as server:
+        client = flavour.client(server.url, transport=kind(http1=False, http2=True), retry=None)
+        await _leave(flavour, client)
+        (stream, _) = await _fill(flavour, client, 2)
+        if is_async:
+            with pytest.raises(RequestTimeoutError, match=r"streams of r\d, r\d$"):
+                await client.get_run("r1", timeout=QUICK)
+        await flavour.close(stream)
+        await flavour.close(client)
+        assert await server.hears("connection closed")
+        assert "r1" in server.cancelled
+
+
+def test_run_that_is_left_under_trio_is_cancelled_once() -> None:
+    """FAULTS, Matrix: the same under trio."""
+
+    async def leave() -> None:
+        with Http2Server() as server:
+            async with httpx.AsyncClient(http1=False, http2=True) as theirs:
+                client = AsyncRunsClient(server.url, http_client=theirs, retry=None)
+                await after_break(client)
+                await at_the_end_of_the_block(client)
+                await by_a_limit_of_anyio(client)
+                await by_the_total_limit(client)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_read_until_cancelled, client, group.cancel_scope)
+                read, idle = client.create_and_stream_run(), client.create_and_stream_run()
+                await anext(read)
+                await anext(idle)
+                async with anyio.create_task_group() as group:
+                    group.start_soon(_read_until_closed, read)
+                    await anyio.lowlevel.checkpoint()
+                    await client.aclose()
+            assert await server.hears("connection closed")
+            assert sorted(server.cancelled) == [f"r{n + 1}" for n in range(7)]
+
+    anyio.run(leave, backend="trio")
+    gc.collect()
+
+
+async def _read_until_cancelled(client: Any, scope: anyio.CancelScope) -> None:
+    async for _ in client.create_and_stream_run():
+        scope.cancel()
+
+
+async def _read_until_closed(stream: Any) -> None:
+    with pytest.raises(RuntimeError, match=r"stream is closed|client was closed"):
+        await anext(stream)
+
+
+def test_loop_that_is_closed_by_hand_logs_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    """What is left suspended would be ended by a loop that is gone."""
+
+    async def leave(url: str, theirs: httpx.AsyncClient) -> None:
+        client = AsyncRunsClient(url, http_client=theirs)
+        await after_break(client)
+
+    loop = asyncio.new_event_loop()
+    theirs = httpx.AsyncClient(http1=False, http2=True)
+    with Http2Server() as server:
+        loop.run_until_complete(leave(server.url, theirs))
+        loop.run_until_complete(theirs.aclose())
+        loop.close()
+        gc.collect()
+        assert server.cancelled == ["r1"]
+    assert not caplog.records
+
+
+async def test_run_is_cancelled_where_no_thread_can_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Python starts none while it ends, when a stream may still be closed."""
+
+    def refuse(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with Http2Server() as server:
+        async with connected(Blocking(), server) as client:
+            (stream,) = await _fill(Blocking(), client, 1)
+            with monkeypatch.context() as patched:
+                patched.setattr(threading.Thread, "start", refuse)
+                stream.close()
+        assert server.cancelled == ["r1"]
+
+
+async def test_cancel_that_is_itself_cancelled_raises_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As a loop does with all its tasks when it ends."""
+    with Http2Server({"cancel": silent}) as server:
+        async with connected(Async(), server) as client:
+            (stream,) = await _fill(Async(), client, 1)
+            before = asyncio.all_tasks()
+            leaving = asyncio.create_task(stream.aclose())
+            assert await server.hears("POST /runs/r1/cancel")
+            for task in asyncio.all_tasks() - before - {leaving}:
+                task.cancel()
+            await asyncio.wait_for(leaving, BOUND)
+    assert len(caplog.messages) == 1

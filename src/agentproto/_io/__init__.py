@@ -247,17 +247,11 @@ class Exchange(ABC):
             shut_down(self._foreign_stream)
 
     async def finish(self, seconds: float) -> None:
-        """Take the rest of the body, if it comes in time: the connection can then be used again.
-
-        One of other requests, too, is used again anyway, and a read that ran out would end them.
-        """
-        if self.is_shared:
-            self._is_at_end = True
-        else:
-            self.hurry(seconds)
-            with suppress(AgentProtoError, RuntimeError):
-                while await self.read():
-                    pass
+        """Take the rest of the body, if it comes in time: the connection can then be used again."""
+        self.hurry(seconds)
+        with suppress(AgentProtoError, RuntimeError):
+            while await self.read():
+                pass
         await self.release()
 
     def _forget(self) -> None:
@@ -343,7 +337,7 @@ class IO(Protocol):
 
     async def send(self, request: WireRequest) -> Exchange: ...
     async def sleep(self, seconds: float, request: WireRequest) -> None: ...
-    async def shielded(self, work: Work, seconds: float) -> bool: ...
+    async def shielded(self, work: Work, seconds: float) -> None: ...
     async def leave(self, ways: Sequence[Work]) -> None: ...
     def shared(self) -> list[Exchange]: ...
     def forget_left(self, run: RunRef) -> None: ...

@@ -9,14 +9,13 @@ from collections.abc import (
     AsyncIterable,
     AsyncIterator,
     Callable,
-    Coroutine,
     Generator,
     Mapping,
     Sequence,
 )
 from contextlib import contextmanager, suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 from weakref import ref
 
 import anyio
@@ -54,9 +53,6 @@ from .transports import LIMITS
 
 if TYPE_CHECKING:
     from asyncio import TimerHandle
-
-
-T = TypeVar("T")
 
 
 class _AsyncExchange(Exchange):
@@ -301,15 +297,12 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         with self.within(request):
             await anyio.sleep(seconds)
 
-    async def shielded(self, work: Work, seconds: float) -> bool:
-        """Do it within so many seconds, also in a task that was cancelled, or is meanwhile.
-
-        Whether it was done in time.
-        """
+    async def shielded(self, work: Work, seconds: float) -> None:
+        """Do it within so many seconds, also in a task that was cancelled, or is meanwhile."""
         is_over = anyio.Event()
         self._leaving.add(is_over)
         try:
-            return await apart(partial(_in_time, work, seconds))
+            await apart(partial(_in_time, work, seconds))
         finally:
             self._leaving.discard(is_over)
             is_over.set()
@@ -344,7 +337,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         self._clients.clear()
 
 
-async def apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+async def apart(work: Work) -> None:
     """Do what heeds no cancellation of this task, neither one from before nor one meanwhile."""
     if running_loop() is None:
         with anyio.CancelScope(shield=True):
@@ -361,13 +354,13 @@ async def apart(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
             cancelled = exc
     if cancelled is not None:
         raise cancelled
-    return task.result()
+    if not task.cancelled():  # as a loop does that ends
+        task.result()
 
 
-async def _in_time(work: Work, seconds: float) -> bool:
-    with anyio.move_on_after(seconds) as scope:
+async def _in_time(work: Work, seconds: float) -> None:
+    with anyio.move_on_after(seconds):
         await work()
-    return not scope.cancelled_caught
 
 
 async def _done(work: Work) -> None:

@@ -147,8 +147,8 @@ class BlockingIO(ClientIO[httpx.Client]):
         self.check_not_stopped(request.stop)
         check_deadline(request)
 
-    async def shielded(self, work: Work, seconds: float) -> bool:
-        """Do it, and wait so many seconds for it; whether it was done by then.
+    async def shielded(self, work: Work, seconds: float) -> None:
+        """Do it, and wait so many seconds for it.
 
         In a thread of its own: it may have to wait until another thread has read from a connection
         that they share, and the end of a limit of its own would end all streams there.
@@ -156,7 +156,7 @@ class BlockingIO(ClientIO[httpx.Client]):
         is_done = _begun(work)
         self._leaving.add(is_done)
         try:
-            return is_done.wait(seconds)
+            is_done.wait(seconds)
         finally:
             self._leaving.discard(is_done)
 
