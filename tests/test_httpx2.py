@@ -426,11 +426,14 @@ def test_transport_of_the_caller_may_raise_what_it_likes() -> None:
     class OwnError(httpx2.ConnectTimeout):
         pass
 
+    class ReadError(Exception):
+        __module__ = "httpx2_of_another"
+
     errors = [httpx2.SSEError("no"), OwnError("late"), httpx2.InvalidURL("odd")]
     expected = [httpx.TransportError, httpx.ConnectTimeout, httpx.InvalidURL]
     assert [type(from_httpx2(error)) for error in errors] == expected
-    mistake = ValueError()
-    assert from_httpx2(mistake) is mistake
+    others = [ValueError(), ReadError()]
+    assert list(map(from_httpx2, others)) == others
 
 
 EXPECTED_AUTH = "auth: expected a pair of user and password, an "
