@@ -437,6 +437,7 @@ def test_transport_of_the_caller_may_raise_what_it_likes() -> None:
 
 
 EXPECTED_AUTH = "auth: expected a pair of user and password, an "
+NEXT = "; give a client of httpx2 that has this transport as http_client"
 
 
 class HTTPTransport(httpx2.BaseTransport):
@@ -464,12 +465,12 @@ class HTTPTransport(httpx2.BaseTransport):
         (
             AsyncRunsClient,
             {"transport": httpx2.MockTransport(lambda _: httpx2.Response(200))},
-            "transport: expected httpx.AsyncBaseTransport, got httpx2.MockTransport",
+            "transport: expected httpx.AsyncBaseTransport, got httpx2.MockTransport" + NEXT,
         ),
         (
             RunsClient,
             {"transport": HTTPTransport()},
-            f"transport: expected httpx.BaseTransport, got {__name__}.HTTPTransport",
+            f"transport: expected httpx.BaseTransport, got {__name__}.HTTPTransport" + NEXT,
         ),
         (
             RunsClient,

@@ -335,7 +335,10 @@ def refuse_redirect(response: httpx.Response) -> None:
 def check_kind(name: str, value: object, kind: type) -> None:
     """Refuse what is none of httpx's."""
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{name}: expected httpx.{kind.__name__}, got {_name_of_type(value)}")
+        message = f"{name}: expected httpx.{kind.__name__}, got {_name_of_type(value)}"
+        if kind.__name__ in names_in_httpx2(value):
+            message += f"; give a client of httpx2 that has this {name} as http_client"
+        raise TypeError(message)
 
 
 def _name_of_type(value: object) -> str:
