@@ -28,6 +28,7 @@ import httpx
 import pytest
 
 from agentproto import (
+    AsyncRunsClient,
     Command,
     ProtocolError,
     RequestTimeoutError,
@@ -35,6 +36,7 @@ from agentproto import (
     StatusError,
     StreamInterruptedError,
     Timeout,
+    TransportError,
 )
 
 from .both import Async, Blocking, Flavour

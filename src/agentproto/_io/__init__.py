@@ -202,7 +202,7 @@ class Exchange(ABC):
         self._owner = owner
         self._forks = len(forks)
         extensions = response.extensions
-        self.is_shared = extensions.get("http_version", b"HTTP/1").startswith(b"HTTP/2")
+        self.is_shared: bool = extensions.get("http_version", b"HTTP/1").startswith(b"HTTP/2")
         """Whether its connection is that of other requests, too."""
         stream = extensions.get("network_stream")
         is_ours = callable(getattr(stream, "abort", None))

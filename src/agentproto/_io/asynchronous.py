@@ -124,6 +124,8 @@ class _AsyncExchange(Exchange):
             elif self.is_left_open:
                 await self._unwind()
             await self.response.aclose()
+            if self.is_left_open:
+                await checkpoint()  # asyncio closes sockets in its next turn
 
     async def _interrupt(self) -> None:
         """End those generators where another read would wait for other requests."""
@@ -341,7 +343,8 @@ async def apart(work: Work) -> None:
     """Do what heeds no cancellation of this task, neither one from before nor one meanwhile."""
     if running_loop() is None:
         with anyio.CancelScope(shield=True):
-            return await work()
+            await work()
+        return
     import asyncio  # it was before: only who runs a loop pays for it
 
     task = asyncio.ensure_future(work())

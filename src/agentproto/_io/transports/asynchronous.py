@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from ipaddress import ip_address
 from itertools import chain, zip_longest
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import anyio
 import httpx
@@ -54,12 +54,13 @@ class AsyncBackend(httpcore.AsyncNetworkBackend):
         """Connect to a host, within so many seconds."""
         loop = running_loop()
         if loop is None:
-            made = httpcore.AnyIOBackend().connect_tcp(
-                host, port, timeout, local_address, socket_options
-            )
+            # Its class depends on what is installed.
+            backend = cast("httpcore.AsyncNetworkBackend", httpcore.AnyIOBackend())
+            made = backend.connect_tcp(host, port, timeout, local_address, socket_options)
             return AnyioStream(await made)
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 return await _connected(loop, self._buffer, host, port)
         except OSError as exc:
             if limit.expired():

@@ -184,8 +184,9 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
             await self._drained(self._writer, timeout)
 
     async def _drained(self, writer: asyncio.Future[None], timeout: float | None) -> None:
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 await writer
         except BaseException as exc:
             self._abort()
@@ -206,8 +207,9 @@ class AsyncioStream(asyncio.BufferedProtocol, httpcore.AsyncNetworkStream):
         transport = self._transport
         if transport is None:
             raise httpcore.ConnectError("the connection has ended")
+        limit = asyncio.timeout(timeout)
         try:
-            async with asyncio.timeout(timeout) as limit:
+            async with limit:
                 secured = await self._loop.start_tls(
                     transport, inner, ssl_context, server_hostname=server_hostname
                 )

@@ -40,8 +40,9 @@ class BlockingBackend(httpcore.NetworkBackend):
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
         """Connect to a host, within so many seconds."""
-        options = [] if socket_options is None else socket_options
-        made = self._sockets.connect_tcp(host, port, timeout, local_address, options)
+        made = self._sockets.connect_tcp(
+            host, port, timeout, local_address, () if socket_options is None else socket_options
+        )
         return BlockingStream(made)
 
 

