@@ -39,7 +39,7 @@ from agentproto import (
     TransportError,
 )
 
-from .both import Async, Blocking, Flavour
+from .both import Async, Blocking, Flavour, as_forked
 from .faults import SOON
 from .raw_server import BOUND, events, raw_server
 
@@ -879,12 +879,12 @@ async def test_cancel_without_an_answer_ends_no_other_stream(http2: Flavour) -> 
             reading = asyncio.create_task(http2.take(read, 1))
             await asyncio.wait_for(http2.close(left), BOUND)
             assert not reading.done()
+            server.answer_the_silent()  # a thread that waits for it might read what others wait for
             for run_id in ("r2", "r3"):
                 await server.sends(run_id, block("values", {"n": 1}, "2"), END)
             assert [event.event for event in await reading] == ["values"]
             assert [event.event for event in await http2.collect(read)] == ["end"]
             assert [event.event for event in await http2.collect(idle)] == ["values", "end"]
-            server.answer_the_silent()  # sync, a thread waits for it
         assert server.cancelled == ["r1"]
 
 
@@ -1020,16 +1020,16 @@ async def test_limit_of_a_call_that_waits_for_a_stream_names_the_runs(
             with pytest.raises(RequestTimeoutError, match=f"timeout.{limit}.*streams of r1$"):
                 await client.get_run("r1", timeout=limits)
             await stream.aclose()
-        assert server.cancelled == ["r1"]
 
 
 async def test_limit_of_a_call_that_was_sent_names_no_runs() -> None:
     """Its answer is late: no stream of another call is to blame."""
     with Http2Server({"get": silent}) as server:
         async with connected(Async(), server, retry=None) as client:
-            await _fill(Async(), client, 1)
+            (stream,) = await _fill(Async(), client, 1)
             with pytest.raises(RequestTimeoutError) as caught:
                 await client.get_run("r1", timeout=Timeout(connect=0.2, total=0.5))
+            await stream.aclose()
         assert "streams of" not in str(caught.value)
         assert caught.value.limit == "total"
 
@@ -1164,6 +1164,34 @@ async def test_run_is_cancelled_where_no_thread_can_be_started(
                 patched.setattr(threading.Thread, "start", refuse)
                 stream.close()
         assert server.cancelled == ["r1"]
+
+
+async def test_second_cancellation_waits_until_the_run_is_cancelled() -> None:
+    """FAULTS, Matrix: shielded; CancelledError passes."""
+    with Http2Server({"cancel": silent}) as server:
+        async with connected(Async(), server) as client:
+            task, _ = await _reading(client)
+            task.cancel()
+            assert await server.hears("POST /runs/r1/cancel")
+            task.cancel("again")
+            await asyncio.sleep(0)
+            assert not task.done()
+            server.answer_the_silent()
+            with pytest.raises(asyncio.CancelledError, match="again"):
+                await task
+        assert server.cancelled == ["r1"]
+
+
+async def test_child_of_a_fork_cancels_no_run_of_its_parent(http2: Flavour) -> None:
+    """What a child closes, its parent still reads."""
+    with Http2Server() as server:
+        async with connected(http2, server) as client:
+            streams = await _fill(http2, client, 2)
+            with as_forked():
+                await http2.close(streams[0])
+                await http2.close(client)
+            assert server.cancelled == []
+            client._session.io.is_closed = False  # in the parent, whose memory is its own
 
 
 async def test_cancel_that_is_itself_cancelled_raises_nothing(

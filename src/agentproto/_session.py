@@ -346,7 +346,7 @@ class Session:
         The server cannot see it there: httpcore sends nothing when an HTTP/2 stream is left. It is
         done once, and a failure is logged: nothing is raised where a stream is left.
         """
-        if exchange.was_left or not exchange.is_shared:
+        if exchange.was_left or exchange.is_inherited or not exchange.is_shared:
             return
         exchange.was_left = True
         run = exchange.run

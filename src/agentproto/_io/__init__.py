@@ -233,6 +233,11 @@ class Exchange(ABC):
         self._is_retired = not self.is_shared
 
     @property
+    def is_inherited(self) -> bool:
+        """Whether it is of a process that forked this one, and only of that."""
+        return self._forks != len(forks)
+
+    @property
     def is_left_open(self) -> bool:
         """Whether its connection is to be closed rather than kept for another request."""
         return self._is_retired or not self._is_at_end

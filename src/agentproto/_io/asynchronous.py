@@ -205,6 +205,7 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         self._here: RunVar[_Loop] = RunVar("agentproto")
         self._clients: dict[_Loop, httpx.AsyncClient] = {}
         self._leaving: set[anyio.Event] = set()
+        self._is_http2 = False
         self._is_http2_traced = False
         super().__init__(make, auth, is_ours=is_ours)
 
@@ -264,12 +265,15 @@ class AsyncIO(ClientIO[httpx.AsyncClient]):
         before = sending.set(request.stop)
         try:
             built = self._build(client, request, trace)
+            if self._is_http2:  # on a client of ours: over a transport of the caller's
+                built.extensions["trace"] = trace
             # 1xx responses start httpx's read timer anew, each of them: silence has no end there.
             limit = self._seconds_for_a_place(client, request)
             with self.within(request, idles=2), place.within(limit):
                 sent = client.send(built, **self._send_options())
                 response = await guarded(sent, cancellations=1)
             exchange = _AsyncExchange(self, client, request, response)
+            self._is_http2 = exchange.is_shared
         except RequestTimeoutError as error:
             if self._is_http2_traced and not place.is_found:
                 self.name_holders(error)

@@ -93,8 +93,8 @@ class ClientIO(ABC, Generic[C]):
             self.left.remove(run)
 
     def shared(self) -> list[Exchange]:
-        """What is open on connections of other runs, too."""
-        return [exchange for exchange in members(self.exchanges) if exchange.is_shared]
+        """What is open here on connections of other runs, too."""
+        return [e for e in members(self.exchanges) if e.is_shared and not e.is_inherited]
 
     async def release_dropped(self) -> None:
         """Release what was dropped since the last time."""
