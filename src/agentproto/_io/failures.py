@@ -128,7 +128,7 @@ def was_never_sent(exc: BaseException) -> bool:
     frames = list(_frames_of(exc))
     if _has_reached_an_application(frames):
         return False
-    if any(_links_named(_NEVER_SENT, exc)):
+    if _is_out_of_streams(exc) or any(_links_named(_NEVER_SENT, exc)):
         return _is_of_a_transport(frames)
     # The library that is mocked would have given a cause; respx gives one of its own.
     is_bare = all(link is exc or _library_of(link) == "respx" for link in _causes_of(exc))
@@ -390,9 +390,14 @@ def translated(
 
 def is_full(exc: BaseException) -> bool:
     """Whether the client has no connection, and no stream of one, left for a request."""
+    return isinstance(exc, httpx.PoolTimeout) or _is_out_of_streams(exc)
+
+
+def _is_out_of_streams(exc: BaseException) -> bool:
+    """Whether h2 refused to begin another stream: nothing was written."""
     origin = exc.__cause__
-    reason = origin.args[0] if origin is not None and origin.args else None
-    return isinstance(exc, httpx.PoolTimeout) or type(reason).__name__ == "TooManyStreamsError"
+    refusal = origin.args[0] if origin is not None and origin.args else None
+    return type(refusal).__name__ == "TooManyStreamsError"
 
 
 def _not_connected(exc: Exception, request: WireRequest, proxy: str | None) -> TransportError:
