@@ -7,10 +7,10 @@ import gc
 import socket
 import ssl
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import AsyncMock, Mock
 
 import anyio
 import httpcore
@@ -24,9 +24,11 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 
 from agentproto import (
+    AgentProtoError,
     AsyncRunsClient,
     EndEvent,
     NotFoundError,
+    ProtocolError,
     RequestTimeoutError,
     RetryPolicy,
     RunsClient,
@@ -34,7 +36,7 @@ from agentproto import (
     Timeout,
     TransportError,
 )
-from agentproto._io import WireRequest
+from agentproto._io import WireRequest, shut_down
 from agentproto._io.transports import couplings, shared_ssl_context
 from agentproto._io.transports.asynchronous import (
     AsyncBackend,
@@ -45,7 +47,7 @@ from agentproto._io.transports.asynchronous import (
 from agentproto._io.transports.asyncio_stream import AsyncioStream, receive_buffer
 
 from .both import Aiohttp, Async, Blocking, Flavour
-from .faults import IDS, RUN, SOON, stalled_error
+from .faults import IDS, RUN, SOON, redirect, stalled_error
 from .raw_server import BOUND, Connection, RawServer, Script, chunk, head, json_answer, raw_server
 
 SSE = {"content_type": "text/event-stream", "transfer_encoding": "chunked"}
@@ -181,6 +183,25 @@ async def test_stream_that_is_left_at_its_end_frees_its_connection(flavour: Flav
         await flavour.close(client)
         assert await asyncio.to_thread(server.all_closed.wait, SOON)
     assert server.ends == ["client"]
+
+
+async def test_rest_that_comes_behind_the_end_is_taken(flavour: Flavour) -> None:
+    """A comment behind the end of the run is no reason to close the connection."""
+
+    async def script(connection: Connection) -> None:
+        while True:
+            await connection.send(head(200, **SSE) + b"".join(map(chunk, RUN)))
+            await connection.send(chunk(b": bye\n\n"), chunk(b": bye\n\n"), b"0\r\n\r\n")
+            await connection.reader.readuntil(b"\r\n\r\n")
+            await connection.reader.readexactly(2)
+
+    with raw_server(script) as server:
+        client = flavour.client(server.url)
+        for _ in range(3):
+            stream = client.create_and_stream_run()
+            assert [event.id for event in await flavour.collect(stream)] == IDS
+        assert len(server.requests) == 1
+        await flavour.close(client)
 
 
 async def held_open(connection: Connection) -> None:
@@ -523,16 +544,16 @@ async def test_connection_that_is_made_second_is_closed() -> None:
         return first
 
     async def other() -> Any:
-        is_made.set()
-        await asyncio.sleep(0)
         with anyio.CancelScope(shield=True):
-            await asyncio.sleep(0)
+            is_made.set()
+            await asyncio.sleep(0.01)
         return second
 
-    made = await first_connected([one, other])
-    others = {first: second, second: first}
-    made.abort.assert_not_called()  # type: ignore[attr-defined]  # a mock
-    assert others[made].abort.call_count <= 1  # type: ignore[index]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("agentproto._io.transports.asynchronous.NEXT_ATTEMPT_SECONDS", 0)
+        assert await first_connected([one, other]) is first
+    first.abort.assert_not_called()
+    second.abort.assert_called_once_with()
 
 
 async def test_no_address_is_reached() -> None:
@@ -549,21 +570,103 @@ async def test_no_address_is_reached() -> None:
 
 async def test_attempt_that_wins_when_its_call_is_cancelled_is_closed() -> None:
     """Nobody is left to use it."""
-    stream, is_asked = Mock(), asyncio.Event()
+    stream = Mock()
 
-    async def made_at_once() -> Any:
-        is_asked.set()
-        with anyio.CancelScope(shield=True):
-            await asyncio.sleep(0)
-            await asyncio.sleep(0)
+    async def made_as_the_caller_leaves() -> Any:
+        task.cancel()
         return stream
 
-    task = asyncio.create_task(first_connected([made_at_once, made_at_once]))
-    await is_asked.wait()
-    task.cancel()
+    task = asyncio.create_task(first_connected([made_as_the_caller_leaves] * 2))
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert stream.abort.call_count in {0, 1}
+    stream.abort.assert_called_once_with()
+
+
+async def test_loop_that_gives_no_connection_after_a_handshake_is_an_error() -> None:
+    """asyncio: `start_tls` returns None where the transport was closing."""
+    loop = Mock(start_tls=AsyncMock(return_value=None))
+    stream = AsyncioStream(loop, receive_buffer())
+    stream.connection_made(Mock())
+    with pytest.raises(httpcore.ConnectError, match="has ended"):
+        await stream.start_tls(ssl.create_default_context())
+
+
+class _Stream(httpx.AsyncByteStream, httpx.SyncByteStream):
+    """Pieces, one of them empty, and then perhaps an error."""
+
+    def __init__(self, *pieces: bytes, error: BaseException | None = None) -> None:
+        self._pieces, self._error = pieces, error
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield from self._pieces
+        if self._error is not None:
+            raise self._error
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        for piece in self._pieces:
+            yield piece
+
+
+class _Transport(httpx.AsyncBaseTransport, httpx.BaseTransport):
+    """One answer of a transport of the caller's."""
+
+    def __init__(self, answer: httpx.Response | BaseException) -> None:
+        self._answer = answer
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        del request
+        if isinstance(self._answer, BaseException):
+            raise self._answer
+        return self._answer
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        return self.handle_request(request)
+
+
+async def test_piece_of_nothing_is_not_the_end() -> None:
+    """A transport that can be aborted may be the caller's."""
+    extensions = {"http_version": b"HTTP/1.1", "network_stream": Mock()}
+    answer = httpx.Response(200, stream=_Stream(b"", RESULT), extensions=extensions)
+    async with AsyncRunsClient("http://x", transport=_Transport(answer)) as client:
+        assert (await client.create_and_wait_run()).run.status == "success"
+
+
+async def test_answer_over_http_2_that_was_not_read_is_left() -> None:
+    """There is no body whose reading is to be ended."""
+    answer = httpx.Response(204, stream=_Stream(), extensions={"http_version": b"HTTP/2"})
+    async with AsyncRunsClient("http://x", transport=_Transport(answer)) as client:
+        with pytest.raises(ProtocolError, match="204"):
+            await client.create_and_wait_run()
+
+
+@pytest.mark.parametrize("error", [LookupError("theirs"), KeyboardInterrupt()])
+def test_error_of_the_callers_own_comes_out_as_it_is(error: BaseException) -> None:
+    """What is no failure of the network is for the caller to see."""
+    answer = httpx.Response(200, stream=_Stream(b"{", error=error))
+    for given in (answer, error):
+        with RunsClient("http://x", transport=_Transport(given), retry=None) as client:
+            with pytest.raises(type(error)) as caught:
+                client.create_and_wait_run()
+            assert caught.value is error
+
+
+def test_stream_without_a_socket_has_nothing_to_shut_down() -> None:
+    """A transport of the caller's may have none."""
+    shut_down(Mock(get_extra_info=lambda _: None))
+
+
+@pytest.mark.parametrize("kind", [httpx.Client, httpx.AsyncClient])
+async def test_redirect_without_a_target_is_refused_over_a_client_of_the_caller(kind: Any) -> None:
+    """FAULTS, Matrix: redirect, any target."""
+    with raw_server(redirect(302, None)) as server:
+        own = kind()
+        made = RunsClient if kind is httpx.Client else AsyncRunsClient
+        client: Any = made(server.url, http_client=own)
+        flavour = Blocking() if kind is httpx.Client else Async()
+        with pytest.raises(AgentProtoError):
+            await flavour.call(client.create_run)
+        await flavour.close(client)
+    await (own.aclose() if isinstance(own, httpx.AsyncClient) else asyncio.to_thread(own.close))
 
 
 async def test_addresses_of_both_families_are_tried_in_turns(

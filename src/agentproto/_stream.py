@@ -322,8 +322,7 @@ class EventStream(Generic[T]):
 
     def _limit_rest(self) -> None:
         # A caller may take its time with the last event, and the server keep the body open.
-        if self.exchange is not None:
-            self.exchange.expire_in(REST_SECONDS)
+        cast("Exchange", self.exchange).expire_in(REST_SECONDS)
 
     async def _open(self) -> Exchange:
         self._deadline = self._session.io.deadline(self._settings.timeout)
@@ -583,8 +582,7 @@ class EventStream(Generic[T]):
         self._named = named.run_id
         if self.run is None or self.run.run_id != named.run_id or self.run.thread_id is None:
             self.run = replace(named, thread_id=named.thread_id or self._operation.thread_id)
-        if self.exchange is not None:
-            self.exchange.run = self.run
+        cast("Exchange", self.exchange).run = self.run
 
     def _learn_run_quietly(self, sse: ServerSentEvent) -> None:
         # Whoever wants the wire gets it, also where it is wrong.
