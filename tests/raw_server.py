@@ -220,6 +220,9 @@ class RawServer:
             if not self._writers:
                 self.all_closed.set()
             writer.close()
+            # Asked for, or asyncio may log that nobody has retrieved how it ended.
+            with suppress(OSError):
+                await writer.wait_closed()
 
     async def _read_request(self, reader: asyncio.StreamReader) -> Request:
         raw = await reader.readuntil(b"\r\n\r\n")
