@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 import pytest
 import trustme
+import uvloop
 
 import agentproto
 from agentproto import AgentProtoError, RetryPolicy, Timeout
@@ -263,9 +264,14 @@ def unreachable(fault: str, server: RawServer, monkeypatch: pytest.MonkeyPatch) 
             yield f"http://127.0.0.1:{full_backlog(stack)}"
         elif fault == "name not known":
             monkeypatch.setattr(socket, "getaddrinfo", _nobody)
+            monkeypatch.setattr(uvloop.Loop, "getaddrinfo", _nobody_here)  # it has its own
             yield "http://nobody.test:8000"
         else:
             yield server.url
+
+
+async def _nobody_here(*_: object, **__: object) -> NoReturn:
+    _nobody()
 
 
 def _nobody(*_: object, **__: object) -> NoReturn:
